@@ -1,0 +1,102 @@
+// Package names holds the constants of the data plane's contract, once: link names, route tables, rule priorities,
+// marks, paths. Each of them is read by somebody who does not import this code (kubelet, kube-proxy, Calico, an
+// operator's script, a version of the CNI before or after this one), so none may change.
+package names
+
+import (
+	"crypto/sha1"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"strconv"
+)
+
+// Paths on the node.
+const (
+	IPAMDSocket    = "/var/run/aws-node/ipamd.sock"
+	CheckpointFile = "/var/run/aws-node/ipam.json"
+	JournalFile    = "/var/run/aws-node/ipamd-journal.json"
+	ConflistFile   = "/etc/cni/net.d/10-aws.conflist"
+	LogDir         = "/var/log/aws-routed-eni"
+)
+
+// NetworkName is the name of the CNI network in the stock conflist, and thus part of every allocation key.
+const NetworkName = "aws-cni"
+
+// Route tables. Table numbers of ENIs come from RouteTable.
+const (
+	TableMain = 254
+	// TablePods holds one /32 (or /128) route per pod of this node, and an unreachable route for every own
+	// address that no pod holds.
+	TablePods = 5120
+)
+
+// Priorities of ip rules. Those that peers in the field use keep their numbers.
+const (
+	PriorityLocalMoved      = 20    // "lookup local", moved behind branch pods' rules in strict mode
+	PriorityVLAN            = 10    // branch ENI pods, by incoming interface
+	PriorityPods            = 512   // all pods of the node: lookup TablePods
+	PriorityPrimaryMark     = 1024  // packets marked to leave by the primary ENI: lookup main
+	PriorityExternalService = 1535  // external service CIDRs: lookup main
+	PriorityENI             = 1536  // packets of a secondary ENI's addresses: lookup that ENI's table
+	PriorityENIAddress      = 32765 // host sockets bound to a secondary ENI's own address
+)
+
+// Marks. A packet's and a connection's mark share one layout; only these bits are ever read or written.
+const (
+	// DefaultPrimaryMark is set in connections that must leave by the primary ENI
+	// (AWS_VPC_K8S_CNI_CONNMARK overrides it).
+	DefaultPrimaryMark uint32 = 0x80
+	// DefaultENIMask is the field that holds the index of the secondary ENI a packet leaves by.
+	DefaultENIMask uint32 = 0x7f
+)
+
+// NFTable is the name of this project's nftables table, one per family. The table that v1.23 of the predecessor
+// leaves behind is called aws-cni and is another one.
+const NFTable = "vpc-cni"
+
+// RouteProtocol marks routes as ours (rtm_protocol, see /etc/iproute2/rt_protos: unused upstream). Routes of pods in
+// table main keep protocol boot, as every version before this one wrote them.
+const RouteProtocol = 89
+
+// RuleProtocol marks ip rules as ours (FRA_PROTOCOL).
+const RuleProtocol = 89
+
+// VethSuffix returns the 11 hex digits that identify a pod's index-th interface in link names: the start of SHA-1
+// over "namespace.name", with ".index" behind it for every interface but the first.
+func VethSuffix(namespace, pod string, index int) string {
+	key := namespace + "." + pod
+	if index > 0 {
+		key += "." + strconv.Itoa(index)
+	}
+	sum := sha1.Sum([]byte(key))
+	return hex.EncodeToString(sum[:])[:11]
+}
+
+// HostVeth returns the name of the host end of a pod's index-th veth pair. The prefix (AWS_VPC_K8S_CNI_VETHPREFIX)
+// has at most four characters, so the result fits IFNAMSIZ.
+func HostVeth(prefix, namespace, pod string, index int) string {
+	return prefix + VethSuffix(namespace, pod, index)
+}
+
+// RouteTable returns the route table of the ENI at a device index of a network card. The first ENI of the first card
+// is the node's primary ENI and uses main; other cards use the numbers that amazon-ec2-net-utils gives them.
+func RouteTable(card, device int) int {
+	switch {
+	case card == 0 && device == 0:
+		return TableMain
+	case card == 0:
+		return device + 1
+	default:
+		return 10000 + 100*card + device
+	}
+}
+
+// PodGateway returns the link-local next hop inside a pod for its index-th interface: 169.254.1.<index+1> or
+// fe80::<index+1>. Nobody owns that address; the pod has a permanent neighbour entry for it.
+func PodGateway(v6 bool, index int) netip.Addr {
+	if v6 {
+		return netip.MustParseAddr(fmt.Sprintf("fe80::%x", index+1))
+	}
+	return netip.AddrFrom4([4]byte{169, 254, 1, byte(index + 1)})
+}
