@@ -1,0 +1,59 @@
+// Package checkpoint keeps what ipamd must not forget across its own restarts: the allocations, in the file that
+// every version of the field's CNI reads (ipam.json, vpc-cni-ipam/1), and beside it a private journal for what that
+// format has no room for.
+package checkpoint
+
+import (
+	"net/netip"
+	"time"
+)
+
+// State is everything that is made durable together.
+type State struct {
+	Allocations []Allocation
+	Journal     Journal
+}
+
+// Allocation is one address held by one sandbox interface, as ipam.json has it.
+type Allocation struct {
+	NetworkName string
+	ContainerID string
+	IfName      string
+	Address     netip.Addr
+	Time        time.Time
+	Namespace   string
+	Pod         string
+	// Interfaces is the number of interfaces the pod asked for; old files have none, read as 1.
+	Interfaces int
+}
+
+// Journal is what ipam.json has no room for. Readers that do not know it lose nothing but speed.
+type Journal struct {
+	InstanceID string
+	ENIs       []HeldENI
+	Cooling    []Cooling
+	Intents    []Intent
+}
+
+// HeldENI is an ENI that this node held when the journal was written.
+type HeldENI struct {
+	ID     string
+	MAC    string
+	Device int
+	Card   int
+	Pool   []netip.Prefix // addresses as /32, prefixes as /28
+}
+
+// Cooling is an address that was released and may not be handed out again before Until.
+type Cooling struct {
+	Address netip.Addr
+	Until   time.Time
+}
+
+// Intent is an EC2 change that was begun: what a restart has to look up before it trusts its picture.
+type Intent struct {
+	Kind  string // create, attach, detach, delete, assign, unassign
+	ENI   string // empty while a creation is unanswered
+	Token string // ClientToken of a creation
+	Since time.Time
+}
