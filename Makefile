@@ -1,0 +1,71 @@
+# Everything here sets itself up: on a bare Debian machine, as root, each target installs what it needs with apt and
+# through the Go module proxy, builds, and runs. As an ordinary user the packages must be there already.
+
+SHELL := /bin/bash
+BIN := bin
+export PATH := $(shell scripts/deps.sh --go-path 2>/dev/null):$(PATH)
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# grpcnotrace keeps golang.org/x/net/trace, html/template and reflection out of the binaries: less to load per pod.
+TAGS := grpcnotrace
+LDFLAGS := -s -w -X vpccni/pkg/version.Version=$(VERSION)
+BINARIES := aws-cni aws-k8s-agent grpc-health-probe vpclab
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# One package per line of work: the packages whose tests need a kernel network run in namespaces of their own.
+TEST_TIMEOUT ?= 10m
+
+.PHONY: all build demo test check fmt chaos bench generate docs clean help
+
+all: build
+
+help: ## what the targets do
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: ## the main job, end to end: a VPC, three nodes, pods, every path checked with real packets
+	@scripts/deps.sh build net
+	@$(MAKE) --no-print-directory build
+	$(BIN)/vpclab demo
+
+build: ## all binaries into bin/
+	@scripts/deps.sh build
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/aws-cni ./cmd/routed-eni-cni-plugin
+	CGO_ENABLED=0 go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/ \
+		./cmd/aws-k8s-agent ./cmd/grpc-health-probe ./cmd/vpclab
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/portmap \
+		github.com/containernetworking/plugins/plugins/meta/portmap
+
+test: ## every test, with the race detector, in shuffled order
+	@scripts/deps.sh build net race awscli
+	@$(MAKE) --no-print-directory build
+	go test -race -shuffle=on -timeout $(TEST_TIMEOUT) -tags $(TAGS) ./...
+
+chaos: ## the long versions of the randomised tests (about 20 minutes)
+	@scripts/deps.sh build net race
+	@$(MAKE) --no-print-directory build
+	CHAOS=1 go test -race -shuffle=on -timeout 60m -tags $(TAGS) -v -run 'Chaos|Property|Model' ./test/... ./pkg/ipamd/...
+
+bench: ## what ADD, DEL and a packet cost, beside their floors (BENCH_JSON=FILE writes the figures as JSON)
+	@scripts/deps.sh build net
+	@$(MAKE) --no-print-directory build
+	go run -tags $(TAGS) ./test/bench $(BENCH_FLAGS)
+
+check: ## formatting, vet, staticcheck, documentation that is printed from code
+	@scripts/deps.sh build
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; }
+	go vet -tags $(TAGS) ./...
+	go run $(STATICCHECK) -tags $(TAGS) ./...
+	go mod tidy -diff
+
+fmt: ## format the code
+	gofmt -w $$(git ls-files '*.go')
+
+generate: ## rpc/*.pb.go from rpc/rpc.proto
+	scripts/generate.sh
+
+docs: ## docs/configuration.md from the table in pkg/config
+	go test ./pkg/config -run Markdown -update
+
+clean:
+	rm -rf $(BIN)
