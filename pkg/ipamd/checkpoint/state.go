@@ -42,6 +42,10 @@ type HeldENI struct {
 	Device int
 	Card   int
 	Pool   []netip.Prefix // addresses as /32, prefixes as /28
+	// Address is the ENI's own, SubnetID and SubnetCIDR its subnet: what wiring it needs while EC2 cannot be asked.
+	Address    netip.Addr
+	SubnetID   string
+	SubnetCIDR netip.Prefix
 }
 
 // Cooling is an address that was released and may not be handed out again before Until.
