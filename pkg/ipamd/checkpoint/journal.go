@@ -1,0 +1,140 @@
+package checkpoint
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+)
+
+// journalVersion changes when a reader of the older version would draw wrong conclusions; members may be added
+// under the same version.
+const journalVersion = "vpc-cni-journal/1"
+
+// maxJournal bounds what is read: 15 ENIs of 50 addresses, all cooling, take about 100 KiB.
+const maxJournal = 8 << 20
+
+type journalJSON struct {
+	Version    string        `json:"version"`
+	InstanceID string        `json:"instanceID"`
+	ENIs       []heldJSON    `json:"enis"`
+	Cooling    []coolingJSON `json:"cooling"`
+	Intents    []intentJSON  `json:"intents"`
+}
+
+type heldJSON struct {
+	ID     string         `json:"id"`
+	MAC    string         `json:"mac"`
+	Device int            `json:"device"`
+	Card   int            `json:"card"`
+	Pool   []netip.Prefix `json:"pool"`
+	// Empty while the writer did not know them.
+	Address    netip.Addr   `json:"address"`
+	SubnetID   string       `json:"subnetID"`
+	SubnetCIDR netip.Prefix `json:"subnetCIDR"`
+}
+
+type coolingJSON struct {
+	Address netip.Addr `json:"address"`
+	Until   int64      `json:"until"` // Unix time, ns
+}
+
+type intentJSON struct {
+	Kind  string `json:"kind"`
+	ENI   string `json:"eni"`
+	Token string `json:"token"`
+	Since int64  `json:"since"` // Unix time, ns
+}
+
+func appendJournal(b []byte, j *Journal) []byte {
+	b = append(b, `{"version":"`+journalVersion+`","instanceID":`...)
+	b = appendString(b, j.InstanceID)
+	b = append(b, `,"enis":[`...)
+	for i, e := range j.ENIs {
+		b = appendComma(b, i)
+		b = append(b, `{"id":`...)
+		b = appendString(b, e.ID)
+		b = append(b, `,"mac":`...)
+		b = appendString(b, e.MAC)
+		b = append(b, `,"device":`...)
+		b = appendInt(b, int64(e.Device))
+		b = append(b, `,"card":`...)
+		b = appendInt(b, int64(e.Card))
+		b = append(b, `,"pool":[`...)
+		for k, p := range e.Pool {
+			b = appendComma(b, k)
+			b = append(b, '"')
+			b = p.AppendTo(b)
+			b = append(b, '"')
+		}
+		b = append(b, `],"address":"`...)
+		if e.Address.IsValid() {
+			b = e.Address.AppendTo(b)
+		}
+		b = append(b, `","subnetID":`...)
+		b = appendString(b, e.SubnetID)
+		b = append(b, `,"subnetCIDR":"`...)
+		if e.SubnetCIDR.IsValid() {
+			b = e.SubnetCIDR.AppendTo(b)
+		}
+		b = append(b, `"}`...)
+	}
+	b = append(b, `],"cooling":[`...)
+	for i, c := range j.Cooling {
+		b = appendComma(b, i)
+		b = append(b, `{"address":"`...)
+		b = c.Address.AppendTo(b)
+		b = append(b, `","until":`...)
+		b = appendNanos(b, c.Until)
+		b = append(b, '}')
+	}
+	b = append(b, `],"intents":[`...)
+	for i, n := range j.Intents {
+		b = appendComma(b, i)
+		b = append(b, `{"kind":`...)
+		b = appendString(b, n.Kind)
+		b = append(b, `,"eni":`...)
+		b = appendString(b, n.ENI)
+		b = append(b, `,"token":`...)
+		b = appendString(b, n.Token)
+		b = append(b, `,"since":`...)
+		b = appendNanos(b, n.Since)
+		b = append(b, '}')
+	}
+	return append(b, "]}\n"...)
+}
+
+func appendComma(b []byte, i int) []byte {
+	if i > 0 {
+		return append(b, ',')
+	}
+	return b
+}
+
+func decodeJournal(raw []byte) (Journal, error) {
+	var f journalJSON
+	if err := json.Unmarshal(raw, &f); err != nil {
+		return Journal{}, fmt.Errorf("decode: %w", err)
+	}
+	if f.Version != journalVersion {
+		return Journal{}, fmt.Errorf("version %q, want %q", f.Version, journalVersion)
+	}
+	j := Journal{InstanceID: f.InstanceID}
+	for _, e := range f.ENIs {
+		for _, p := range e.Pool {
+			if !p.IsValid() {
+				return Journal{}, fmt.Errorf("eni %q has an empty range", e.ID)
+			}
+		}
+		j.ENIs = append(j.ENIs, HeldENI(e))
+	}
+	for _, c := range f.Cooling {
+		if !c.Address.IsValid() {
+			return Journal{}, fmt.Errorf("a cooling address is empty")
+		}
+		j.Cooling = append(j.Cooling, Cooling{Address: c.Address, Until: nanos(c.Until)})
+	}
+	for _, n := range f.Intents {
+		j.Intents = append(j.Intents, Intent{Kind: n.Kind, ENI: n.ENI, Token: n.Token, Since: nanos(n.Since)})
+	}
+	return j, nil
+}
