@@ -1,0 +1,265 @@
+// Package podnet wires one pod: a veth pair made in its final namespaces by a single message, the pod's routes and
+// its gateway's neighbour entry, and the route of the pod's address on the host. What is wanted is a value (Pod);
+// the rtnetlink messages that make it so are computed without I/O (state.go) and sent in one batch per namespace.
+//
+// The package lives in a process that starts, wires one pod and ends, so it dumps nothing, moves no device between
+// namespaces (that waits for RCU grace periods under the lock that every other ADD needs) and starts no program.
+// Everything that Setup makes hangs on the veth: taking that away is a complete roll-back.
+package podnet
+
+import (
+	"context"
+	"crypto/sha1"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Pod is the wiring wanted for one sandbox.
+type Pod struct {
+	// Netns is the path of the sandbox's network namespace.
+	Netns string
+	// ContainerID identifies the sandbox; the MAC addresses are derived from it, so a repeated Setup gives the
+	// same ones.
+	ContainerID string
+	// Interfaces are the sandbox's interfaces; the first one gets the default route of table main.
+	Interfaces []Interface
+}
+
+// Interface is one interface of a pod.
+type Interface struct {
+	// Name is the container end's name, HostVeth the host end's.
+	Name     string
+	HostVeth string
+	// Address is the pod's address, with a prefix length of 32 or 128.
+	Address netip.Prefix
+	// MTU of both ends, in bytes.
+	MTU int
+}
+
+// setupReserve is the part of the caller's time that Setup keeps for taking back what it made. Removing a veth waits
+// for RCU grace periods, 20 ms on an idle machine and several times that behind other writers.
+const setupReserve = 2 * time.Second
+
+// Setup wires the pod, or leaves nothing behind. A veth of the same name, which only an older sandbox of the same pod
+// can have left, is replaced. Nothing is written to the host after ctx's deadline, apart from what the kernel has
+// been handed before: by then the runtime may be starting the pod's next sandbox under the same names.
+func Setup(ctx context.Context, pod Pod) error { return setup(ctx, pod, dialer{}) }
+
+func setup(ctx context.Context, pod Pod, dial dialer) error {
+	if err := pod.validate(); err != nil {
+		return err
+	}
+	forward := ctx
+	if deadline, ok := ctx.Deadline(); ok {
+		reserve := min(setupReserve, time.Until(deadline)/4)
+		var cancel context.CancelFunc
+		forward, cancel = context.WithDeadline(ctx, deadline.Add(-reserve))
+		defer cancel()
+	}
+	netns, err := os.Open(pod.Netns)
+	if err != nil {
+		return fmt.Errorf("open the pod's network namespace: %w", err)
+	}
+	defer netns.Close()
+	host, err := dial.open()
+	if err != nil {
+		return err
+	}
+	defer host.close()
+
+	w := wiring{dial: dial, host: host, netns: int(netns.Fd())}
+	for i := range pod.Interfaces {
+		if err := w.add(forward, pod, i); err != nil {
+			err = fmt.Errorf("interface %s of the pod (host end %s): %w", pod.Interfaces[i].Name, pod.Interfaces[i].HostVeth, err)
+			return errors.Join(err, w.undo(ctx))
+		}
+	}
+	return nil
+}
+
+// wiring is a Setup in progress.
+type wiring struct {
+	dial  dialer
+	host  *conn
+	netns int
+	made  []int32 // indexes of the host veths made so far
+}
+
+func (w *wiring) add(ctx context.Context, pod Pod, i int) error {
+	iface := pod.Interfaces[i]
+	macs := pod.macs(i)
+	veth, err := w.makeVeth(ctx, iface, macs)
+	if err != nil {
+		return err
+	}
+	w.made = append(w.made, veth.host)
+	v6 := iface.Address.Addr().Is6()
+	if err := writeSysctls(hostSysctls(iface.HostVeth, v6)); err != nil {
+		return err
+	}
+	inPod, err := w.dial.openIn(w.netns, podSysctls(iface.Name, v6))
+	if err != nil {
+		return err
+	}
+	defer inPod.close()
+	if err := inPod.all(ctx, podState(iface, i, veth.pod, macs.host)); err != nil {
+		return fmt.Errorf("in the pod: %w", err)
+	}
+	if err := w.host.all(ctx, hostState(iface, veth.host)); err != nil {
+		return fmt.Errorf("on the host: %w", err)
+	}
+	return nil
+}
+
+// makeVeth creates the pair and learns its indexes: one write to the kernel unless the name is taken or the indexes
+// are unlucky.
+func (w *wiring) makeVeth(ctx context.Context, iface Interface, macs macPair) (vethIndexes, error) {
+	var want vethIndexes // zero: the kernel's choice
+	for cleared := false; ; {
+		replies, err := w.host.send(ctx, []message{newVeth(iface, macs, w.netns, want), getLink(iface.HostVeth)})
+		if err != nil {
+			return vethIndexes{}, err
+		}
+		switch err := replies[0].err; {
+		case errors.Is(err, unix.EEXIST) && !cleared:
+			cleared = true
+			if err := w.clear(ctx, iface.HostVeth, err); err != nil {
+				return vethIndexes{}, err
+			}
+			continue
+		case err != nil:
+			return vethIndexes{}, err
+		}
+		veth, err := w.indexes(ctx, iface, replies[1])
+		if err != nil || veth.host != veth.pod || want != (vethIndexes{}) {
+			return veth, err
+		}
+		// Two ends with the same number look like one device to the kernel's link watch: it lets them wait for its
+		// next tick, up to a second, in which all of the pod's packets are lost.
+		if err := w.host.all(ctx, []message{deleteLinkByIndex(veth.host)}); err != nil {
+			return vethIndexes{}, err
+		}
+		// The kernel hands out indexes upwards: the host's is not taken again, the pod's next one is free.
+		want = vethIndexes{host: veth.host, pod: veth.pod + 1}
+	}
+}
+
+// clear deletes the link that made exists happen.
+func (w *wiring) clear(ctx context.Context, hostVeth string, exists error) error {
+	replies, err := w.host.send(ctx, []message{deleteLinkByName(hostVeth)})
+	switch {
+	case err != nil:
+		return err
+	case errors.Is(replies[0].err, unix.ENODEV):
+		return exists // it is the name inside the pod that is taken: not ours to delete
+	default:
+		return replies[0].err
+	}
+}
+
+func (w *wiring) indexes(ctx context.Context, iface Interface, link reply) (vethIndexes, error) {
+	err := link.err
+	if err == nil {
+		var veth vethIndexes
+		if veth, err = parseVeth(link.payload); err == nil {
+			return veth, nil
+		}
+	}
+	_, undoErr := w.host.send(ctx, []message{deleteLinkByName(iface.HostVeth)})
+	return vethIndexes{}, errors.Join(err, undoErr)
+}
+
+// undo deletes what was made, by index: names may belong to somebody else by now.
+func (w *wiring) undo(ctx context.Context) error {
+	var messages []message
+	for _, index := range w.made {
+		messages = append(messages, deleteLinkByIndex(index))
+	}
+	if len(messages) == 0 {
+		return nil
+	}
+	if err := w.host.all(ctx, messages); err != nil {
+		return fmt.Errorf("roll back: %w", err)
+	}
+	return nil
+}
+
+// Remains is what a pod leaves on the host when it goes. Its veth is not part of it: that goes with the pod's network
+// namespace, asynchronously, while deleting it costs the caller RCU grace periods.
+type Remains struct {
+	Addresses []netip.Addr
+	// Via, if set, is the host veth that the routes must point to. It is for callers that are not sure that the
+	// addresses still belong to this pod: a route to another pod's veth then stays.
+	Via string
+}
+
+// Teardown removes the host's routes to the pod. What is gone already is fine, and so is a missing namespace.
+func Teardown(ctx context.Context, remains Remains) error {
+	host, err := dialer{}.open()
+	if err != nil {
+		return err
+	}
+	defer host.close()
+	var via int32
+	if remains.Via != "" {
+		replies, err := host.send(ctx, []message{getLink(remains.Via)})
+		if err != nil {
+			return err
+		}
+		if errors.Is(replies[0].err, unix.ENODEV) {
+			return nil // the kernel took the routes with the link
+		}
+		if replies[0].err != nil {
+			return replies[0].err
+		}
+		veth, err := parseVeth(replies[0].payload)
+		if err != nil {
+			return err
+		}
+		via = veth.host
+	}
+	var messages []message
+	for _, addr := range remains.Addresses {
+		messages = append(messages, deleteHostRoutes(addr, via)...)
+	}
+	return host.all(ctx, messages)
+}
+
+func (p Pod) validate() error {
+	if len(p.Interfaces) == 0 {
+		return errors.New("a pod needs an interface")
+	}
+	for _, iface := range p.Interfaces {
+		for _, name := range []string{iface.Name, iface.HostVeth} {
+			if name == "" || len(name) >= unix.IFNAMSIZ {
+				return fmt.Errorf("%q is no name for an interface", name)
+			}
+		}
+		if addr := iface.Address.Addr(); !iface.Address.IsSingleIP() || addr.Is4In6() || addr.Zone() != "" || !addr.IsGlobalUnicast() {
+			return fmt.Errorf("%s is no address for a pod", iface.Address)
+		}
+	}
+	return nil
+}
+
+// mac is an Ethernet address.
+type mac [6]byte
+
+// macPair holds the addresses of the two ends of a veth pair. They are given explicitly because udev's
+// MACAddressPolicy=persistent changes those that the kernel made up, after the pod has learned its gateway's.
+type macPair struct{ host, pod mac }
+
+func (p Pod) macs(i int) macPair {
+	derive := func(end string) mac {
+		sum := sha1.Sum([]byte(p.ContainerID + "/" + p.Interfaces[i].Name + "/" + end))
+		m := mac(sum[:6])
+		m[0] = m[0]&^1 | 2 // unicast, locally administered
+		return m
+	}
+	return macPair{host: derive("host"), pod: derive("pod")}
+}
