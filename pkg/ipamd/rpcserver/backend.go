@@ -1,0 +1,184 @@
+package rpcserver
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"vpccni/pkg/ipamd"
+	"vpccni/pkg/ipamd/datastore"
+	"vpccni/rpc"
+)
+
+type cniBackend struct {
+	rpc.UnimplementedCNIBackendServer
+	allocator  Allocator
+	policyMode string
+	observe    func(Call)
+	log        *slog.Logger
+}
+
+// AddNetwork answers a pod that gets no address with Success=false, a code and a reason; plugins that do not know
+// those two fields see what they always saw. A gRPC error is kept for calls that went wrong as calls.
+func (b *cniBackend) AddNetwork(ctx context.Context, in *rpc.AddNetworkRequest) (*rpc.AddNetworkReply, error) {
+	start := time.Now()
+	req := ipamd.AddRequest{
+		Sandbox:   ipamd.Sandbox{NetworkName: in.NetworkName, ContainerID: in.ContainerID, IfName: in.IfName},
+		Namespace: in.K8S_POD_NAMESPACE,
+		Pod:       in.K8S_POD_NAME,
+	}
+	log := b.log.With("container", in.ContainerID, "namespace", in.K8S_POD_NAMESPACE, "pod", in.K8S_POD_NAME)
+	noteVersion(ctx, log, in.ClientVersion)
+	reply, err := b.add(ctx, req, in.RequiresMultiNICAttachment)
+	took := time.Since(start)
+
+	var refusal *ipamd.Refusal
+	switch {
+	case err == nil && ctx.Err() == nil:
+		log.Info("address assigned", "address", reply.Address, "device", reply.Device, "table", reply.Table, "took", took)
+		b.observe(Call{Outcome: OutcomeOK, Duration: took})
+		given(ctx, req, reply)
+		return b.addReply(reply), nil
+	case err == nil:
+		given(ctx, req, reply)
+		err = ctx.Err()
+	case errors.As(err, &refusal):
+		log.Warn("no address", "code", refusal.Code, "reason", refusal.Reason, "took", took)
+		b.observe(Call{Outcome: string(refusal.Code), Duration: took})
+		return refused(refusal), nil
+	}
+	b.observe(Call{Outcome: OutcomeError, Duration: took})
+	if ctx.Err() != nil {
+		log.Info("caller gone before its address was ready", "error", err, "took", took)
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+	log.Error("ADD failed", "error", err, "took", took)
+	return refused(&ipamd.Refusal{Code: OutcomeError, Reason: err.Error()}), nil
+}
+
+func (b *cniBackend) add(ctx context.Context, req ipamd.AddRequest, multiNIC bool) (ipamd.AddReply, error) {
+	if reason := missing(req.Sandbox); reason != "" {
+		return ipamd.AddReply{}, &ipamd.Refusal{Code: ipamd.CodeInvalid, Reason: reason}
+	}
+	if multiNIC {
+		return ipamd.AddReply{}, &ipamd.Refusal{Code: ipamd.CodeInvalid,
+			Reason: "the pod asks for an interface on every network card, but ENABLE_MULTI_NIC is off on this node"}
+	}
+	return b.allocator.Add(ctx, req)
+}
+
+// missing names the parts of an allocation's key that a request lacks.
+func missing(s ipamd.Sandbox) string {
+	var names []string
+	for _, f := range []struct{ name, value string }{
+		{"network name", s.NetworkName}, {"container id", s.ContainerID}, {"interface name", s.IfName},
+	} {
+		if f.value == "" {
+			names = append(names, f.name)
+		}
+	}
+	if names == nil {
+		return ""
+	}
+	return "the request has no " + strings.Join(names, ", ")
+}
+
+func (b *cniBackend) addReply(r ipamd.AddReply) *rpc.AddNetworkReply {
+	out := &rpc.AddNetworkReply{
+		Success:              true,
+		IPAllocationMetadata: metadata(r.Address, r.Device, r.Table),
+		UseExternalSNAT:      r.ExternalSNAT,
+		NetworkPolicyMode:    b.policyMode,
+	}
+	for _, p := range r.NoSNAT {
+		if p.Addr().Is4() {
+			out.VPCv4CIDRs = append(out.VPCv4CIDRs, p.String())
+		} else {
+			out.VPCv6CIDRs = append(out.VPCv6CIDRs, p.String())
+		}
+	}
+	return out
+}
+
+func refused(r *ipamd.Refusal) *rpc.AddNetworkReply {
+	return &rpc.AddNetworkReply{Code: string(r.Code), Reason: r.Reason}
+}
+
+// DelNetwork releases an address. Every failure is a gRPC error: plugins take its text for the reason.
+func (b *cniBackend) DelNetwork(ctx context.Context, in *rpc.DelNetworkRequest) (*rpc.DelNetworkReply, error) {
+	start := time.Now()
+	req := ipamd.DelRequest{
+		Sandbox:   ipamd.Sandbox{NetworkName: in.NetworkName, ContainerID: in.ContainerID, IfName: in.IfName},
+		Namespace: in.K8S_POD_NAMESPACE,
+		Pod:       in.K8S_POD_NAME,
+	}
+	log := b.log.With("container", in.ContainerID, "namespace", in.K8S_POD_NAMESPACE, "pod", in.K8S_POD_NAME)
+	noteVersion(ctx, log, in.ClientVersion)
+	done := func(outcome string) time.Duration {
+		took := time.Since(start)
+		b.observe(Call{Del: true, Reason: in.Reason, Outcome: outcome, Duration: took})
+		return took
+	}
+	reply, err := b.allocator.Del(ctx, req)
+	switch {
+	case err == nil:
+		log.Info("address released", "address", reply.Address, "why", in.Reason, "took", done(OutcomeOK))
+		return &rpc.DelNetworkReply{
+			Success:              true,
+			IPAllocationMetadata: metadata(reply.Address, reply.Device, reply.Table),
+			NetworkPolicyMode:    b.policyMode,
+		}, nil
+	case errors.Is(err, datastore.ErrUnknownPod):
+		log.Debug("nothing to release", "took", done(OutcomeUnknownPod))
+		// Plugins look for the text, which is part of the contract; err may carry more.
+		return nil, status.Error(codes.NotFound, datastore.ErrUnknownPod.Error())
+	case ctx.Err() != nil:
+		done(OutcomeError)
+		return nil, status.FromContextError(ctx.Err()).Err()
+	default:
+		log.Error("DEL failed", "error", err, "took", done(OutcomeError))
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+}
+
+func metadata(addr netip.Addr, device, table int) []*rpc.IPAllocationMetadata {
+	m := &rpc.IPAllocationMetadata{DeviceNumber: int32(device), RouteTableId: int32(table)}
+	if addr.Is4() {
+		m.IPv4Addr = addr.String()
+	} else {
+		m.IPv6Addr = addr.String()
+	}
+	return []*rpc.IPAllocationMetadata{m}
+}
+
+// noteVersion: official clients of every version send an empty ClientVersion. One that sends another is served: a
+// plugin of the version before or after ours must be able to delete its pods during a roll-out.
+func noteVersion(ctx context.Context, log *slog.Logger, version string) {
+	if version != "" {
+		log.DebugContext(ctx, "client names its version", "version", version)
+	}
+}
+
+type agentBackend struct {
+	rpc.UnimplementedConfigServerBackendServer
+	config AgentConfig
+}
+
+// GetNetworkPolicyConfigs tells the network policy agent how this node is set up.
+func (b *agentBackend) GetNetworkPolicyConfigs(context.Context, *emptypb.Empty) (*rpc.NetworkPolicyAgentConfigReply, error) {
+	return &rpc.NetworkPolicyAgentConfigReply{
+		NetworkPolicyMode: b.config.NetworkPolicyMode,
+		MultiNICEnabled:   b.config.MultiNIC,
+		NodeIPv4:          b.config.NodeIPv4,
+		NodeIPv6:          b.config.NodeIPv6,
+		InstanceID:        b.config.InstanceID,
+		Region:            b.config.Region,
+	}, nil
+}

@@ -1,0 +1,106 @@
+package rpcserver
+
+import (
+	"context"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
+
+	"vpccni/pkg/ipamd"
+	"vpccni/rpc"
+)
+
+// recoverPanics answers with an error where a handler has a bug: one pod's request must not take the node's
+// networking down with it.
+func recoverPanics(log *slog.Logger) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (reply any, err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				log.Error("panic in a request", "method", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
+				reply, err = nil, status.Error(codes.Internal, "internal error, see ipamd's log")
+			}
+		}()
+		return next(ctx, req)
+	}
+}
+
+// limitCalls gives every call a deadline and bounds how many are under way. ADDs and DELs are counted apart, for a
+// node full of waiting ADDs is helped by nothing but a DEL.
+func limitCalls() grpc.UnaryServerInterceptor {
+	adds, dels := semaphore.NewWeighted(maxAdds), semaphore.NewWeighted(maxDels)
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		timeout := delTimeout
+		if info.FullMethod == rpc.CNIBackend_AddNetwork_FullMethodName {
+			timeout = addTimeout
+		}
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		switch info.FullMethod {
+		case rpc.CNIBackend_AddNetwork_FullMethodName:
+			if !adds.TryAcquire(1) {
+				return refused(&ipamd.Refusal{Code: ipamd.CodeQueueFull, Reason: "too many pods are waiting for an address on this node"}), nil
+			}
+			defer adds.Release(1)
+		case rpc.CNIBackend_DelNetwork_FullMethodName:
+			if err := dels.Acquire(ctx, 1); err != nil {
+				return nil, status.FromContextError(err).Err()
+			}
+			defer dels.Release(1)
+		}
+		return next(ctx, req)
+	}
+}
+
+// undoTimeout bounds taking back an ADD, which ends in a commit of the state.
+const undoTimeout = 10 * time.Second
+
+// undelivered is a stats handler: gRPC tells it, and nobody else, that a reply could not be sent.
+type undelivered struct {
+	undo func(context.Context, ipamd.AddRequest, ipamd.AddReply)
+	log  *slog.Logger
+}
+
+type deliveryKey struct{}
+
+// delivery is what one call has to take back if its reply does not get through. It belongs to the call's goroutine.
+type delivery struct {
+	given bool
+	req   ipamd.AddRequest
+	reply ipamd.AddReply
+}
+
+// given notes that the reply of the call in ctx hands out an address.
+func given(ctx context.Context, req ipamd.AddRequest, reply ipamd.AddReply) {
+	if d, ok := ctx.Value(deliveryKey{}).(*delivery); ok {
+		*d = delivery{given: true, req: req, reply: reply}
+	}
+}
+
+func (u *undelivered) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context {
+	return context.WithValue(ctx, deliveryKey{}, new(delivery))
+}
+
+func (u *undelivered) HandleRPC(ctx context.Context, s stats.RPCStats) {
+	end, ok := s.(*stats.End)
+	if !ok || end.Error == nil || u.undo == nil {
+		return
+	}
+	d, ok := ctx.Value(deliveryKey{}).(*delivery)
+	if !ok || !d.given {
+		return
+	}
+	u.log.Info("reply not delivered, address taken back", "container", d.req.ContainerID, "address", d.reply.Address, "error", end.Error)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	u.undo(ctx, d.req, d.reply)
+}
+
+func (u *undelivered) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+func (u *undelivered) HandleConn(context.Context, stats.ConnStats) {}

@@ -1,0 +1,163 @@
+// Package rpcserver is ipamd's side of the node's unix socket: it turns the wire's requests into the daemon's and its
+// answers into replies that every version of the plugin understands. It decides nothing about addresses.
+package rpcserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"vpccni/pkg/ipamd"
+	"vpccni/rpc"
+)
+
+// Names that the health service answers for. "" and HealthName are what kubelet's probes ask: they are SERVING for as
+// long as the server serves, since no restart mends a full node or a cloud that does not answer.
+const (
+	HealthName = "grpc.health.v1.aws-node"
+	// HealthUndegraded is SERVING while every feature works, NOT_SERVING while one is degraded.
+	HealthUndegraded = "vpc-cni.undegraded"
+)
+
+// Bounds. A plugin process makes one connection and one call on it.
+const (
+	maxConnections = 2048
+	maxStreams     = 64 // per connection
+	maxMessage     = 64 << 10
+	maxHeaders     = 16 << 10
+	maxAdds        = 1024 // in flight, waiting ones included
+	maxDels        = 128  // further ones wait for their turn
+
+	handshakeTimeout = 5 * time.Second
+	// The plugin gives up 90 s after its start; a reply after that reaches nobody.
+	addTimeout = 90 * time.Second
+	delTimeout = 20 * time.Second
+	// What calls in flight get once the server's context ends: half of the 2 s that all of ipamd has.
+	gracefulTimeout = time.Second
+)
+
+// Allocator is who has the addresses.
+type Allocator interface {
+	Add(context.Context, ipamd.AddRequest) (ipamd.AddReply, error)
+	Del(context.Context, ipamd.DelRequest) (ipamd.DelReply, error)
+}
+
+// AgentConfig is what the network policy agent asks for, and the policy mode that every reply carries.
+type AgentConfig struct {
+	NetworkPolicyMode string // verbatim from the environment; empty when unset
+	MultiNIC          bool
+	NodeIPv4          string
+	NodeIPv6          string
+	InstanceID        string
+	Region            string
+}
+
+// Call is one finished ADD or DEL, for metrics.
+type Call struct {
+	Del      bool
+	Reason   string // of a DEL: what the client says, an open vocabulary
+	Outcome  string // OK, a refusal's code, UnknownPod, or Error
+	Duration time.Duration
+}
+
+// Outcomes of a Call that are not codes of a refusal.
+const (
+	OutcomeOK         = "OK"
+	OutcomeUnknownPod = "UnknownPod"
+	OutcomeError      = "Error"
+)
+
+// Options are what a Server needs.
+type Options struct {
+	Socket    string
+	Allocator Allocator
+	// Undo takes back an ADD whose reply could not be delivered. It knows whether this very ADD made the allocation
+	// (a repetition must not release what an earlier reply has handed out). May be nil.
+	Undo    func(context.Context, ipamd.AddRequest, ipamd.AddReply)
+	Agent   AgentConfig
+	Observe func(Call) // may be nil
+	// UID is the only user that may connect: root, unless a test says otherwise.
+	UID uint32
+	Log *slog.Logger
+}
+
+// Server serves CNIBackend, ConfigServerBackend and health on a unix socket.
+type Server struct {
+	socket string
+	grpc   *grpc.Server
+	health *health.Server
+	grace  time.Duration
+	log    *slog.Logger
+}
+
+// New returns a Server; Serve makes it listen.
+func New(o Options) *Server {
+	if o.Observe == nil {
+		o.Observe = func(Call) {}
+	}
+	s := &Server{socket: o.Socket, health: health.NewServer(), grace: gracefulTimeout, log: o.Log}
+	s.grpc = grpc.NewServer(
+		grpc.Creds(peerCredentials{uid: o.UID, log: o.Log}),
+		grpc.StatsHandler(&undelivered{undo: o.Undo, log: o.Log}),
+		grpc.ChainUnaryInterceptor(recoverPanics(o.Log), limitCalls()),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.SharedWriteBuffer(true),
+		grpc.WaitForHandlers(true),
+	)
+	rpc.RegisterCNIBackendServer(s.grpc, &cniBackend{
+		allocator: o.Allocator, policyMode: o.Agent.NetworkPolicyMode, observe: o.Observe, log: o.Log,
+	})
+	rpc.RegisterConfigServerBackendServer(s.grpc, &agentBackend{config: o.Agent})
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	s.health.SetServingStatus(HealthName, healthpb.HealthCheckResponse_SERVING)
+	s.health.SetServingStatus(HealthUndegraded, healthpb.HealthCheckResponse_SERVING)
+	return s
+}
+
+// SetDegraded sets what HealthUndegraded answers.
+func (s *Server) SetDegraded(degraded bool) {
+	status := healthpb.HealthCheckResponse_SERVING
+	if degraded {
+		status = healthpb.HealthCheckResponse_NOT_SERVING
+	}
+	s.health.SetServingStatus(HealthUndegraded, status)
+}
+
+// Serve listens and serves until ctx ends; calls in flight then get a second to end.
+func (s *Server) Serve(ctx context.Context) error {
+	listener, err := listen(ctx, s.socket)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", s.socket, err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.grpc.Serve(limitConnections(listener, maxConnections)) }()
+	s.log.Info("serving", "socket", s.socket)
+	select {
+	case err := <-ended:
+		return fmt.Errorf("serve on %s: %w", s.socket, err)
+	case <-ctx.Done():
+	}
+	stopped := make(chan struct{})
+	go func() { s.grpc.GracefulStop(); close(stopped) }()
+	timer := time.NewTimer(s.grace)
+	defer timer.Stop()
+	select {
+	case <-stopped:
+	case <-timer.C:
+		s.grpc.Stop()
+		<-stopped
+	}
+	if err := <-ended; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serve on %s: %w", s.socket, err)
+	}
+	return nil
+}
