@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 BIN := bin
-export PATH := $(shell scripts/deps.sh --go-path 2>/dev/null):$(PATH)
+GO := scripts/go
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # grpcnotrace keeps golang.org/x/net/trace, html/template and reflection out of the binaries: less to load per pod.
@@ -30,42 +30,42 @@ demo: ## the main job, end to end: a VPC, three nodes, pods, every path checked 
 build: ## all binaries into bin/
 	@scripts/deps.sh build
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/aws-cni ./cmd/routed-eni-cni-plugin
-	CGO_ENABLED=0 go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/ \
+	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/aws-cni ./cmd/routed-eni-cni-plugin
+	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/ \
 		./cmd/aws-k8s-agent ./cmd/grpc-health-probe ./cmd/vpclab
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/portmap \
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/portmap \
 		github.com/containernetworking/plugins/plugins/meta/portmap
 
 test: ## every test, with the race detector, in shuffled order
 	@scripts/deps.sh build net race awscli
 	@$(MAKE) --no-print-directory build
-	go test -race -shuffle=on -timeout $(TEST_TIMEOUT) -tags $(TAGS) ./...
+	$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -tags $(TAGS) ./...
 
 chaos: ## the long versions of the randomised tests (about 20 minutes)
 	@scripts/deps.sh build net race
 	@$(MAKE) --no-print-directory build
-	CHAOS=1 go test -race -shuffle=on -timeout 60m -tags $(TAGS) -v -run 'Chaos|Property|Model' ./test/... ./pkg/ipamd/...
+	CHAOS=1 $(GO) test -race -shuffle=on -timeout 60m -tags $(TAGS) -v -run 'Chaos|Property|Model' ./test/... ./pkg/ipamd/...
 
 bench: ## what ADD, DEL and a packet cost, beside their floors (BENCH_JSON=FILE writes the figures as JSON)
 	@scripts/deps.sh build net
 	@$(MAKE) --no-print-directory build
-	go run -tags $(TAGS) ./test/bench $(BENCH_FLAGS)
+	$(GO) run -tags $(TAGS) ./test/bench $(BENCH_FLAGS)
 
 check: ## formatting, vet, staticcheck, documentation that is printed from code
 	@scripts/deps.sh build
-	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; }
-	go vet -tags $(TAGS) ./...
-	go run $(STATICCHECK) -tags $(TAGS) ./...
-	go mod tidy -diff
+	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; }
+	$(GO) vet -tags $(TAGS) ./...
+	$(GO) run $(STATICCHECK) -tags $(TAGS) ./...
+	$(GO) mod tidy -diff
 
 fmt: ## format the code
-	gofmt -w $$(git ls-files '*.go')
+	$$($(GO) env GOROOT)/bin/gofmt -w $$(git ls-files '*.go')
 
 generate: ## rpc/*.pb.go from rpc/rpc.proto
 	scripts/generate.sh
 
 docs: ## docs/configuration.md from the table in pkg/config
-	go test ./pkg/config -run Markdown -update
+	$(GO) test ./pkg/config -run Markdown -update
 
 clean:
 	rm -rf $(BIN)
