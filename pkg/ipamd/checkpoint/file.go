@@ -16,7 +16,7 @@ const fileVersion = "vpc-cni-ipam/1"
 // maxFile bounds what is read: 4,000 allocations take about 1 MiB.
 const maxFile = 16 << 20
 
-// fileJSON is ipam.json for the reader. The writer is appendFile: it runs once per group of ADDs with thousands of
+// fileJSON is ipam.json for the reader. The writer is encoder: it runs once per group of ADDs with thousands of
 // entries, where reflection would cost more than the write itself.
 type fileJSON struct {
 	Version     string      `json:"version"`
@@ -39,17 +39,11 @@ type metadataJSON struct {
 	Interfaces int    `json:"interfacesCount"` // absent before v1.20
 }
 
-// appendFile appends allocations in the format of ipam.json: one object, one line.
-func appendFile(b []byte, allocations []Allocation) []byte {
-	b = append(b, `{"version":"`+fileVersion+`","allocations":[`...)
-	for i := range allocations {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = appendAllocation(b, &allocations[i])
-	}
-	return append(b, "]}\n"...)
-}
+// ipam.json is one object on one line: head, entries with commas between them, tail.
+const (
+	fileHead = `{"version":"` + fileVersion + `","allocations":[`
+	fileTail = "]}\n"
+)
 
 func appendAllocation(b []byte, a *Allocation) []byte {
 	b = append(b, `{"networkName":`...)

@@ -2,13 +2,17 @@ package checkpoint
 
 import (
 	"encoding/json"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 )
+
+func encodeFile(allocations []Allocation) []byte { return new(encoder).encode(allocations) }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
@@ -41,7 +45,7 @@ func TestGoldenFiles(t *testing.T) {
 	t.Parallel()
 	state := goldenState()
 	for name, got := range map[string][]byte{
-		"ipam.json":    appendFile(nil, state.Allocations),
+		"ipam.json":    encodeFile(state.Allocations),
 		"journal.json": appendJournal(nil, &state.Journal),
 	} {
 		want, err := os.ReadFile("testdata/" + name)
@@ -52,7 +56,7 @@ func TestGoldenFiles(t *testing.T) {
 			t.Errorf("%s:\ngot  %swant %s", name, got, want)
 		}
 	}
-	allocations, problems, err := decodeFile(appendFile(nil, state.Allocations))
+	allocations, problems, err := decodeFile(encodeFile(state.Allocations))
 	if err != nil || problems != nil || !reflect.DeepEqual(allocations, state.Allocations) {
 		t.Errorf("read back: %v %v\ngot  %+v\nwant %+v", err, problems, allocations, state.Allocations)
 	}
@@ -96,11 +100,42 @@ func TestWriterAgreesWithEncodingJSON(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := string(appendFile(nil, allocations)); got != string(raw)+"\n" {
+	if got := string(encodeFile(allocations)); got != string(raw)+"\n" {
 		t.Errorf("got  %swant %s", got, raw)
 	}
-	if got := string(appendFile(nil, nil)); got != `{"version":"vpc-cni-ipam/1","allocations":[]}`+"\n" {
+	if got := string(encodeFile(nil)); got != `{"version":"vpc-cni-ipam/1","allocations":[]}`+"\n" {
 		t.Errorf("no allocations: %s", got)
+	}
+}
+
+// What is copied from the file before is what would have been formatted anew, whatever changed.
+func TestEncoderOverManyGenerations(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	var (
+		e   encoder
+		now []Allocation
+	)
+	for n := range 300 {
+		now = slices.Clone(now)
+		for range rnd.IntN(60) {
+			switch at := rnd.IntN(len(now) + 1); {
+			case at < len(now) && rnd.IntN(2) == 0:
+				now = slices.Delete(now, at, at+1)
+			case at < len(now) && rnd.IntN(4) == 0:
+				now[at].Time = now[at].Time.Add(1)
+			default:
+				now = slices.Insert(now, at, numbered(rnd.IntN(5000)))
+			}
+		}
+		if n%50 == 49 {
+			rnd.Shuffle(len(now), func(i, j int) { now[i], now[j] = now[j], now[i] })
+		}
+		if got, want := string(e.encode(now)), string(encodeFile(now)); got != want {
+			t.Fatalf("generation %d:\ngot  %s\nwant %s", n, got, want)
+		}
 	}
 }
 
@@ -188,7 +223,7 @@ func FuzzDecodeFile(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, problems, err := decodeFile(appendFile(nil, got))
+		again, problems, err := decodeFile(encodeFile(got))
 		if err != nil || problems != nil || !reflect.DeepEqual(again, got) {
 			t.Errorf("not stable: %v %v\ngot  %+v\nwant %+v", err, problems, again, got)
 		}

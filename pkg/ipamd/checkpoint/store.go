@@ -41,9 +41,10 @@ type Store struct {
 	next   *batch // callers of the next write; nil while there are none
 	closed bool
 
-	// Of the writer alone: what the files hold, and space to encode into.
-	file, journal   []byte
-	fileBuf, jrnBuf []byte
+	// Of the writer alone: how to encode, and what the files hold (nil: unknown).
+	encoder       encoder
+	file, journal []byte
+	journalBuf    []byte
 }
 
 // batch is one write and everybody who waits for it. err may be read once done is closed.
@@ -136,22 +137,22 @@ func (s *Store) write(b *batch) error {
 // way. An address that is newly held is not looked for in the journal, and an ENI is in the journal before any of its
 // addresses is in the file.
 func (s *Store) save(state State) error {
-	s.jrnBuf = appendJournal(s.jrnBuf[:0], &state.Journal)
-	if !bytes.Equal(s.jrnBuf, s.journal) {
-		if err := replaceFile(s.journalPath, s.jrnBuf); err != nil {
-			s.journal = nil // unknown
+	s.journalBuf = appendJournal(s.journalBuf[:0], &state.Journal)
+	if !bytes.Equal(s.journalBuf, s.journal) {
+		if err := replaceFile(s.journalPath, s.journalBuf); err != nil {
+			s.journal = nil
 			return err
 		}
-		s.jrnBuf, s.journal = s.journal, s.jrnBuf
+		s.journalBuf, s.journal = s.journal, s.journalBuf
 	}
-	s.fileBuf = appendFile(s.fileBuf[:0], state.Allocations)
-	if !bytes.Equal(s.fileBuf, s.file) {
-		if err := replaceFile(s.path, s.fileBuf); err != nil {
+	file := s.encoder.encode(state.Allocations)
+	if !bytes.Equal(file, s.file) {
+		if err := replaceFile(s.path, file); err != nil {
 			s.file = nil
 			return err
 		}
-		s.fileBuf, s.file = s.file, s.fileBuf
 	}
+	s.file = file
 	return nil
 }
 

@@ -233,12 +233,12 @@ func TestDamagedFilesAreSetAside(t *testing.T) {
 		allocations   int
 		enis          int
 	}{
-		{name: "torn file", file: string(appendFile(nil, good.Allocations)[:200]), journal: string(appendJournal(nil, &good.Journal)),
+		{name: "torn file", file: string(encodeFile(good.Allocations)[:200]), journal: string(appendJournal(nil, &good.Journal)),
 			lost: Notice{AllocationsLost: true}, enis: 2},
 		{name: "file of a version to come", file: `{"version":"vpc-cni-ipam/2"}`, lost: Notice{AllocationsLost: true}},
-		{name: "torn journal", file: string(appendFile(nil, good.Allocations)), journal: `{"version":"vpc-c`,
+		{name: "torn journal", file: string(encodeFile(good.Allocations)), journal: `{"version":"vpc-c`,
 			lost: Notice{JournalLost: true}, allocations: 3},
-		{name: "journal of a version to come", file: string(appendFile(nil, good.Allocations)), journal: `{"version":"vpc-cni-journal/2"}`,
+		{name: "journal of a version to come", file: string(encodeFile(good.Allocations)), journal: `{"version":"vpc-cni-journal/2"}`,
 			lost: Notice{JournalLost: true}, allocations: 3},
 		{name: "both", file: "\x00\x00", journal: "\x00", lost: Notice{AllocationsLost: true, JournalLost: true}},
 	} {
@@ -320,7 +320,7 @@ func TestEvidenceOfDuplicatesIsKept(t *testing.T) {
 	s := newStore(t, &model{})
 	a, b := numbered(1), numbered(2)
 	b.Address = a.Address
-	raw := appendFile(nil, []Allocation{a, b})
+	raw := encodeFile([]Allocation{a, b})
 	if err := os.WriteFile(s.path, raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -378,7 +378,7 @@ func TestCrashAtEveryPointOfASave(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			journalBefore, journalAfter := appendJournal(nil, &tt.before.Journal), appendJournal(nil, &tt.after.Journal)
-			fileBefore, fileAfter := appendFile(nil, tt.before.Allocations), appendFile(nil, tt.after.Allocations)
+			fileBefore, fileAfter := encodeFile(tt.before.Allocations), encodeFile(tt.after.Allocations)
 			wantOf := func(s State) want {
 				return want{len(s.Allocations) == 1, len(s.Journal.Cooling) == 1, len(s.Journal.ENIs) == 1}
 			}
