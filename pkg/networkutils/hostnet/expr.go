@@ -1,0 +1,184 @@
+package hostnet
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"vpccni/pkg/networkutils/hostnet/nfttable"
+)
+
+// The words that rules are made of. Every one of them uses register 1.
+
+const register = 1
+
+// join makes one rule of several words.
+func join(words ...nfttable.Rule) nfttable.Rule {
+	var r nfttable.Rule
+	for _, w := range words {
+		r = append(r, w...)
+	}
+	return r
+}
+
+// native is a number as the kernel keeps it in registers.
+func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+
+func equals(data []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: data} }
+func notEquals(data []byte) expr.Any {
+	return &expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: data}
+}
+
+// field is a value that a rule can load.
+type field int
+
+const (
+	ctMark field = iota
+	metaMark
+	iifname
+	oifname
+	saddr
+	daddr
+)
+
+func load(f field) nfttable.Rule {
+	switch f {
+	case ctMark:
+		return nfttable.Rule{&expr.Ct{Key: expr.CtKeyMARK, Register: register}}
+	case metaMark:
+		return nfttable.Rule{&expr.Meta{Key: expr.MetaKeyMARK, Register: register}}
+	case iifname:
+		return nfttable.Rule{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: register}}
+	case oifname:
+		return nfttable.Rule{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: register}}
+	case saddr:
+		return nfttable.Rule{payload(12)}
+	default: // daddr
+		return nfttable.Rule{payload(16)}
+	}
+}
+
+// payload loads an address of the IPv4 header.
+func payload(offset uint32) expr.Any {
+	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4}
+}
+
+func bitwise(mask, xor uint32) expr.Any {
+	return &expr.Bitwise{
+		SourceRegister: register, DestRegister: register, Len: 4, Mask: native(mask), Xor: native(xor),
+	}
+}
+
+// marked loads the bits of a mark that are in the mask.
+func marked(f field, mask uint32) nfttable.Rule { return append(load(f), bitwise(mask, 0)) }
+
+func markIs(f field, mask, value uint32) nfttable.Rule {
+	return append(marked(f, mask), equals(native(value)))
+}
+
+// markSet and markUnset test whether all of the bits are set. CONNMARK may have several: some of them set by somebody
+// else is not our mark.
+func markSet(f field, bits uint32) nfttable.Rule { return markIs(f, bits, bits) }
+
+func markUnset(f field, bits uint32) nfttable.Rule {
+	return append(marked(f, bits), notEquals(native(bits)))
+}
+
+// setMark writes a value to the bits of the mask and leaves the others, which may be anybody's. A constant is all
+// that kernels before 6.13 can merge.
+func setMark(f field, mask, value uint32) nfttable.Rule {
+	r := append(load(f), bitwise(^mask, value))
+	if f == ctMark {
+		return append(r, &expr.Ct{Key: expr.CtKeyMARK, Register: register, SourceRegister: true})
+	}
+	return append(r, &expr.Meta{Key: expr.MetaKeyMARK, Register: register, SourceRegister: true})
+}
+
+type ctDirection byte
+
+const (
+	original ctDirection = 0
+	reply    ctDirection = 1
+)
+
+func direction(d ctDirection) nfttable.Rule {
+	return nfttable.Rule{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: register}, equals([]byte{byte(d)})}
+}
+
+// ipsDstNAT is IPS_DST_NAT: the connection's destination was rewritten.
+const ipsDstNAT = 1 << 5
+
+var dnatted = nfttable.Rule{
+	&expr.Ct{Key: expr.CtKeySTATUS, Register: register}, bitwise(ipsDstNAT, 0), notEquals(native(0)),
+}
+
+type locality bool
+
+const (
+	local    locality = true
+	notLocal locality = false
+)
+
+// fibType matches on whether the destination is an address of this host.
+func fibType(l locality) nfttable.Rule {
+	r := nfttable.Rule{&expr.Fib{Register: register, ResultADDRTYPE: true, FlagDADDR: true}}
+	if l == local {
+		return append(r, equals(native(unix.RTN_LOCAL)))
+	}
+	return append(r, notEquals(native(unix.RTN_LOCAL)))
+}
+
+// fibLocalHere matches destinations that are addresses of the link the packet came in by.
+var fibLocalHere = nfttable.Rule{
+	&expr.Fib{Register: register, ResultADDRTYPE: true, FlagDADDR: true, FlagIIF: true},
+	equals(native(unix.RTN_LOCAL)),
+}
+
+// fibSourceUnroutable matches packets whose source address is not routed back to where they come from.
+var fibSourceUnroutable = nfttable.Rule{
+	&expr.Fib{Register: register, ResultOIF: true, FlagSADDR: true, FlagIIF: true}, equals(native(0)),
+}
+
+func lookup(f field, set string, invert bool) nfttable.Rule {
+	return append(load(f), &expr.Lookup{SourceRegister: register, SetName: set, Invert: invert})
+}
+
+func in(f field, set string) nfttable.Rule     { return lookup(f, set, false) }
+func notIn(f field, set string) nfttable.Rule  { return lookup(f, set, true) }
+func linkIn(f field, set string) nfttable.Rule { return lookup(f, set, false) }
+
+// linkPrefix matches links whose name starts with the prefix.
+func linkPrefix(f field, prefix string) nfttable.Rule { return append(load(f), equals([]byte(prefix))) }
+
+// vmap does what a verdict map says about the value in the register.
+func vmap(name string) nfttable.Rule {
+	return nfttable.Rule{&expr.Lookup{SourceRegister: register, SetName: name, IsDestRegSet: true}}
+}
+
+const (
+	returns = expr.VerdictReturn
+	drop    = expr.VerdictDrop
+)
+
+func verdict(k expr.VerdictKind) nfttable.Rule { return nfttable.Rule{&expr.Verdict{Kind: k}} }
+
+func jump(chain string) nfttable.Rule {
+	return nfttable.Rule{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+}
+
+func gotoChain(chain string) expr.Any { return &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain} }
+
+var counter = nfttable.Rule{&expr.Counter{}}
+
+// snat rewrites the source. The kernel reads the upper end of the range back even if it was not given.
+func snat(to netip.Addr, random SNATRandom) nfttable.Rule {
+	return nfttable.Rule{
+		&expr.Immediate{Register: register, Data: to.AsSlice()},
+		&expr.NAT{
+			Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: register, RegAddrMax: register,
+			FullyRandom: random == SNATRandomFully, Random: random == SNATRandomHash,
+		},
+	}
+}

@@ -1,0 +1,206 @@
+package hostnet
+
+import (
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"vpccni/pkg/networkutils/hostnet/nfttable"
+	"vpccni/pkg/networkutils/names"
+)
+
+// Priorities of the base chains. Marks are set after every DNAT (nat hooks run at -100), so that a Service is judged
+// by its endpoint; in a filter-type chain, because nat-type ones see the first packet of a connection only.
+const (
+	priorityMarks     = -90
+	prioritySNAT      = 100
+	priorityAntispoof = -300
+)
+
+// Names of the sets and maps.
+const (
+	setExempt    = "exempt"       // destinations that pods reach with their own address
+	setPrimary   = "primary"      // link of the primary ENI
+	setSecondary = "secondary"    // links of the other managed ENIs
+	mapSource    = "eni_src"      // pods' addresses → the ENI they leave by
+	mapReply     = "reply_by"     // ENI number in the connection's mark → the ENI it came in by
+	mapArrived   = "arrived_by"   // link → the ENI it came in by
+	chainPre     = "prerouting"   // base chain: marks
+	chainPrimary = "from_primary" // came in by the primary ENI
+	chainPodOut  = "pod_out"      // leaves a pod of a secondary ENI
+	chainPost    = "postrouting"  // base chain: source NAT
+	chainSpoof   = "antispoof"    // base chain: source check on pods
+)
+
+// filter renders the IPv4 table. Its rules mention no link and no address but the primary one: those are elements of
+// named sets, so that an ENI or an address that comes or goes changes elements and its own three chains only.
+func filter(cfg Config, m marks, primary ENI, secondary []eni, exempt []netip.Prefix) Filter {
+	f := Filter{Primary: primary.ID}
+	src := nfttable.Set{Name: mapSource, Key: nfttable.KeyIPv4, Interval: true, Map: true}
+	reply := nfttable.Set{Name: mapReply, Key: nfttable.KeyMark, Map: true}
+	chains := []nfttable.Chain{
+		{
+			Name:  chainPre,
+			Base:  &nfttable.Base{Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: priorityMarks},
+			Rules: preroutingRules(cfg, m),
+		},
+		{Name: chainPodOut, Rules: podOutRules(cfg, m)},
+	}
+	for _, e := range secondary {
+		out := fmt.Sprintf("eni_%d", e.index)
+		for _, p := range e.Pool {
+			el := rangeElement(p)
+			el.Verdict.Chain = out
+			src.Elements = append(src.Elements, el)
+		}
+		s := secondaryFilter{ENI: e.ID}
+		chains = append(chains, nfttable.Chain{
+			Name: out, Rules: []nfttable.Rule{setMark(metaMark, m.eni, e.mark), {gotoChain(chainPodOut)}},
+		})
+		// Replies stick to the ENI that the connection came in by, which only matters for what kube-proxy and its like
+		// send on from an ENI's own address.
+		if cfg.NodePort {
+			set, stick := fmt.Sprintf("set_%d", e.index), fmt.Sprintf("stick_%d", e.index)
+			chains = append(chains,
+				nfttable.Chain{Name: set, Rules: []nfttable.Rule{setMark(metaMark, m.eni, e.mark)}},
+				nfttable.Chain{Name: stick, Rules: []nfttable.Rule{setMark(ctMark, e.mark, e.mark)}})
+			reply.Elements = append(reply.Elements, nfttable.Element{
+				Key: string(native(e.mark)), Verdict: nfttable.Verdict{Goto: true, Chain: set},
+			})
+			s.Stick = nfttable.Verdict{Chain: stick}
+		}
+		f.Secondary = append(f.Secondary, s)
+	}
+	if cfg.NodePort {
+		chains = append(chains, nfttable.Chain{Name: chainPrimary, Rules: fromPrimaryRules(m)})
+	}
+	if !cfg.ExternalSNAT {
+		chains = append(chains, nfttable.Chain{
+			Name:  chainPost,
+			Base:  &nfttable.Base{Type: "nat", Hook: unix.NF_INET_POST_ROUTING, Priority: prioritySNAT},
+			Rules: postroutingRules(cfg, primary.Address),
+		})
+	}
+	if cfg.Antispoof {
+		chains = append(chains, nfttable.Chain{
+			Name:  chainSpoof,
+			Base:  &nfttable.Base{Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: priorityAntispoof},
+			Rules: []nfttable.Rule{join(linkPrefix(iifname, cfg.VethPrefix), fibSourceUnroutable, counter, verdict(drop))},
+		})
+	}
+	exempted := nfttable.Set{Name: setExempt, Key: nfttable.KeyIPv4, Interval: true}
+	for _, p := range exempt {
+		exempted.Elements = append(exempted.Elements, rangeElement(p))
+	}
+	f.Table = nfttable.Table{
+		Family: nfttable.IPv4,
+		Name:   names.NFTable,
+		Sets: []nfttable.Set{
+			exempted, src, reply,
+			{Name: setPrimary, Key: nfttable.KeyIfname},
+			{Name: setSecondary, Key: nfttable.KeyIfname},
+			{Name: mapArrived, Key: nfttable.KeyIfname, Map: true},
+		},
+		Chains: chains,
+	}
+	f.Table.Normalize()
+	return f
+}
+
+func preroutingRules(cfg Config, m marks) []nfttable.Rule {
+	var list []nfttable.Rule
+	if cfg.NodePort {
+		list = append(list,
+			join(direction(reply), marked(ctMark, m.eni), vmap(mapReply)),
+			join(direction(original), dnatted, markIs(ctMark, m.own(), 0), load(iifname), vmap(mapArrived)),
+			join(linkIn(iifname, setPrimary), direction(original), markUnset(ctMark, m.primary), jump(chainPrimary)))
+	}
+	return append(list, join(load(saddr), vmap(mapSource)))
+}
+
+// fromPrimaryRules mark connections whose replies must leave by the primary ENI. After DNAT the destination is a pod
+// already; what is still local is for the host itself, or for IPVS.
+func fromPrimaryRules(m marks) []nfttable.Rule {
+	return []nfttable.Rule{
+		join(dnatted, setMark(ctMark, m.primary, m.primary), verdict(returns)),
+		join(fibLocalHere, setMark(ctMark, m.primary, m.primary)),
+	}
+}
+
+// podOutRules decide by which ENI a packet of a pod on a secondary ENI leaves. The decision is made on packets in the
+// connection's original direction only: a reply to on-prem or to a load balancer leaves as it came.
+func podOutRules(cfg Config, m marks) []nfttable.Rule {
+	var list []nfttable.Rule
+	if !cfg.ExternalSNAT {
+		list = append(list, join(direction(original), markUnset(ctMark, m.primary), notIn(daddr, setExempt),
+			fibType(notLocal), setMark(ctMark, m.primary, m.primary)))
+	}
+	if cfg.NodePort || !cfg.ExternalSNAT {
+		list = append(list, join(markSet(ctMark, m.primary), setMark(metaMark, m.primary, m.primary)))
+	}
+	return list
+}
+
+// postroutingRules give what leaves the VPC the primary address. Branch ENIs' pods and whatever leaves by a secondary
+// ENI keep theirs: the VPC drops the primary address there.
+func postroutingRules(cfg Config, primary netip.Addr) []nfttable.Rule {
+	return []nfttable.Rule{
+		join(linkPrefix(oifname, "vlan"), verdict(returns)),
+		join(linkIn(oifname, setSecondary), verdict(returns)),
+		join(in(daddr, setExempt), verdict(returns)),
+		join(fibType(local), verdict(returns)),
+		snat(primary, cfg.SNATRandom),
+	}
+}
+
+// rangeElement is the range of a prefix.
+func rangeElement(p netip.Prefix) nfttable.Element {
+	first := p.Addr().AsSlice()
+	end := append([]byte(nil), first...)
+	for i := range end {
+		if host := 8*(i+1) - p.Bits(); host > 0 {
+			end[i] |= byte(0xff >> max(0, 8-host))
+		}
+	}
+	el := nfttable.Element{Key: string(first)}
+	if last, _ := netip.AddrFromSlice(end); last.Next().IsValid() {
+		el.End = string(last.Next().AsSlice())
+	}
+	return el
+}
+
+// linkElement is the name of a link.
+func linkElement(name string) nfttable.Element {
+	var key [unix.IFNAMSIZ]byte
+	copy(key[:], name)
+	return nfttable.Element{Key: string(key[:])}
+}
+
+// bind returns the table with the links' names in it. A link that is not there has no elements.
+func (f Filter) bind(linkOf func(eni string) string) nfttable.Table {
+	t := f.Table
+	t.Sets = append([]nfttable.Set(nil), t.Sets...)
+	for i := range t.Sets {
+		switch t.Sets[i].Name {
+		case setPrimary:
+			if name := linkOf(f.Primary); name != "" {
+				t.Sets[i].Elements = []nfttable.Element{linkElement(name)}
+			}
+		case setSecondary, mapArrived:
+			for _, s := range f.Secondary {
+				name := linkOf(s.ENI)
+				if name == "" || t.Sets[i].Map && s.Stick.Chain == "" {
+					continue
+				}
+				el := linkElement(name)
+				if t.Sets[i].Map {
+					el.Verdict = s.Stick
+				}
+				t.Sets[i].Elements = append(t.Sets[i].Elements, el)
+			}
+		}
+	}
+	t.Normalize()
+	return t
+}

@@ -1,0 +1,255 @@
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"vpccni/pkg/networkutils/names"
+	"vpccni/pkg/networkutils/nstest"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+func TestMain(m *testing.M) { nstest.Main(m) }
+
+// node is a host with links that stand for ENIs.
+type node struct {
+	*nstest.NS
+	t    testing.TB
+	host *Host
+}
+
+// newNode returns a host whose links eth0, eth1, ... have the MACs that mac returns.
+func newNode(t testing.TB, links int) *node {
+	t.Helper()
+	n := &node{NS: nstest.New(t), t: t}
+	for i := range links {
+		n.addLink(i)
+	}
+	// What a node has of its own.
+	n.Run("ip", "address", "add", "10.0.1.10/24", "dev", "eth0")
+	n.Run("ip", "link", "set", "eth0", "up")
+	n.Run("ip", "route", "add", "default", "via", "10.0.1.1", "dev", "eth0")
+	n.host = n.open()
+	return n
+}
+
+func (n *node) open() *Host {
+	n.t.Helper()
+	h, err := New(Options{NetNS: n.FD()})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(h.Close)
+	return h
+}
+
+func (n *node) addLink(i int) {
+	n.t.Helper()
+	peer := fmt.Sprintf("peer%d", i)
+	n.Run("ip", "link", "add", fmt.Sprintf("eth%d", i), "address", mac(i).String(), "type", "veth", "peer", peer)
+	n.Run("ip", "link", "set", peer, "up")
+}
+
+func (n *node) apply(cfg Config) Report {
+	n.t.Helper()
+	report, err := n.host.Apply(context.Background(), cfg)
+	if err != nil {
+		n.t.Fatalf("Apply: %v", err)
+	}
+	return report
+}
+
+// applyTwice applies the Config and makes sure that nothing is left to do then.
+func (n *node) applyTwice(cfg Config) {
+	n.t.Helper()
+	n.apply(cfg)
+	if again := n.apply(cfg); again.Writes != 0 {
+		n.t.Fatalf("second Apply made %d writes, want none", again.Writes)
+	}
+}
+
+// state is what the tools of the trade say about the host.
+func (n *node) state() string {
+	n.t.Helper()
+	var b strings.Builder
+	section := func(title, text string) {
+		if text = strings.TrimRight(text, " \n"); text != "" {
+			fmt.Fprintf(&b, "# %s\n%s\n", title, text)
+		}
+	}
+	section("ip rule", n.Run("ip", "-details", "rule"))
+	section("ip route show table main", n.Run("ip", "-details", "route", "show", "table", "main"))
+	for _, t := range []int{2, 3, 4, 10102, names.TablePods} {
+		out := n.Run("sh", "-c", fmt.Sprintf("ip -details route show table %d 2>/dev/null || true", t))
+		section(fmt.Sprintf("ip route show table %d", t), out)
+	}
+	section("ip address", n.addresses())
+	section("rp_filter", n.Run("sh", "-c", "cd /proc/sys/net/ipv4/conf && grep . eth*/rp_filter"))
+	section("nft list table ip vpc-cni", n.Run("sh", "-c", "nft list table ip vpc-cni 2>/dev/null || true"))
+	return b.String()
+}
+
+func (n *node) addresses() string {
+	n.t.Helper()
+	return n.Run("sh", "-c",
+		"ip -oneline -4 address show scope global | awk '{print $2, $4, ($0 ~ /noprefixroute/) ? \"noprefixroute\" : \"\"}'")
+}
+
+// golden compares text with a file under testdata.
+func golden(t testing.TB, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".txt")
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Fatalf("state differs from %s:\n%s\n-- got --\n%s", path, firstDifference(string(want), got), got)
+	}
+}
+
+func firstDifference(want, got string) string {
+	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
+	for i := range max(len(w), len(g)) {
+		var a, b string
+		if i < len(w) {
+			a = w[i]
+		}
+		if i < len(g) {
+			b = g[i]
+		}
+		if a != b {
+			return fmt.Sprintf("line %d:\nwant %q\ngot  %q", i+1, a, b)
+		}
+	}
+	return "no difference"
+}
+
+func mac(i int) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 0, byte(i)} }
+
+func prefixes(list ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range list {
+		if !strings.Contains(s, "/") {
+			s += "/32"
+		}
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+func primaryENI(pool ...string) ENI {
+	return ENI{
+		ID: "eni-0", MAC: mac(0), Primary: true, Address: netip.MustParseAddr("10.0.1.10"),
+		SubnetCIDR: netip.MustParsePrefix("10.0.1.0/24"), Pool: prefixes(pool...),
+	}
+}
+
+// secondaryENI is on the same subnet as the primary one if device is 1, else on a second range of the VPC.
+func secondaryENI(device int, pool ...string) ENI {
+	e := ENI{ID: fmt.Sprintf("eni-%d", device), MAC: mac(device), Device: device, Pool: prefixes(pool...)}
+	if device == 1 {
+		e.Address, e.SubnetCIDR = netip.MustParseAddr("10.0.1.30"), netip.MustParsePrefix("10.0.1.0/24")
+	} else {
+		e.Address = netip.AddrFrom4([4]byte{100, 64, byte(device), 10})
+		e.SubnetCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(device), 0}), 24)
+	}
+	return e
+}
+
+func config(enis ...ENI) Config {
+	return Config{
+		ENIs:        enis,
+		VPCCIDRs:    prefixes("10.0.0.0/16", "100.64.0.0/16"),
+		NodePort:    true,
+		PrimaryMark: names.DefaultPrimaryMark,
+		ENIMask:     names.DefaultENIMask,
+		VethPrefix:  "eni",
+		MTU:         9001,
+	}
+}
+
+func with(cfg Config, change func(*Config)) Config {
+	change(&cfg)
+	return cfg
+}
+
+// scenario is a Config with the golden file that its state is in.
+type scenario struct {
+	name string
+	cfg  Config
+}
+
+func scenarios() []scenario {
+	three := config(primaryENI("10.0.1.11", "10.0.1.12"), secondaryENI(1, "10.0.1.31", "10.0.1.32"),
+		secondaryENI(2, "100.64.2.11", "100.64.2.13"))
+	return []scenario{
+		{"primary-only", config(primaryENI("10.0.1.11", "10.0.1.12"))},
+		{"three-enis", three},
+		{"prefixes", config(primaryENI("10.0.1.48/28"), secondaryENI(1, "10.0.1.128/28", "10.0.1.144/28"),
+			secondaryENI(2, "100.64.2.64/28", "100.64.2.13"))},
+		{"external-snat", with(three, func(c *Config) { c.ExternalSNAT = true })},
+		{"external-snat-no-nodeport", with(three, func(c *Config) { c.ExternalSNAT, c.NodePort = true, false })},
+		{"exclusions", with(three, func(c *Config) {
+			c.ExcludeSNATCIDRs = prefixes("192.0.2.0/24", "10.0.0.0/8", "10.0.4.0/24", "240.0.0.0/4")
+			c.ExternalServiceCIDRs = prefixes("198.51.100.0/24", "203.0.113.9")
+			c.SNATRandom = SNATRandomHash
+		})},
+		{"no-nodeport", with(three, func(c *Config) { c.NodePort, c.SNATRandom = false, SNATRandomNone })},
+		{"custom-marks", with(three, func(c *Config) { c.PrimaryMark, c.ENIMask = 0x10, 0x7f00000 })},
+		{"several-vpc-cidrs", with(three, func(c *Config) {
+			c.VPCCIDRs = prefixes("100.65.0.0/16", "10.0.0.0/16", "10.1.0.0/16", "100.64.0.0/16")
+		})},
+		{"second-card", config(primaryENI("10.0.1.11"), with2(secondaryENI(2, "100.64.2.11"), 1))},
+		{"antispoof", with(three, func(c *Config) { c.Antispoof = true })},
+	}
+}
+
+func with2(e ENI, card int) ENI {
+	e.Card = card
+	return e
+}
+
+func TestGolden(t *testing.T) {
+	for _, s := range scenarios() {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, 4)
+			n.applyTwice(s.cfg)
+			golden(t, s.name, n.state())
+		})
+	}
+}
+
+func TestAbsentLinkBlocksNothingElse(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, 2)
+	cfg := config(primaryENI("10.0.1.11"), secondaryENI(1, "10.0.1.31"), secondaryENI(2, "100.64.2.11"))
+	report := n.apply(cfg)
+	if len(report.NotReady) != 1 || !errors.Is(report.NotReady["eni-2"], ErrNoLink) {
+		t.Fatalf("NotReady = %v, want eni-2 without link", report.NotReady)
+	}
+	n.addLink(2)
+	if report = n.apply(cfg); len(report.NotReady) != 0 || report.Writes == 0 {
+		t.Fatalf("after the link came: %+v", report)
+	}
+	n.applyTwice(cfg)
+}
