@@ -1,0 +1,209 @@
+package datastore
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Assign gives a sandbox an address. A sandbox that holds one already gets the same again. ErrNoAddress says that
+// none is usable now, ErrNotReady that the one it holds is on an ENI that cannot serve.
+//
+// The address is one that was never used or not for long, from the ENI with most pods, so that others become empty;
+// if there is none, the one that has been out of cooldown for longest.
+func (s *Store) Assign(key Key, meta Meta, now time.Time) (a Allocation, repeat bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.keys[key]; h != nil {
+		if h.addr == nil || h.addr.block.state != ready || h.addr.block.eni.phase == Discovered {
+			return h.allocation(), true, fmt.Errorf("%s: %w", h.ip, ErrNotReady)
+		}
+		return h.allocation(), true, nil
+	}
+	s.advance(now)
+	free := s.pick()
+	if free == nil {
+		return Allocation{}, false, ErrNoAddress
+	}
+	free.dequeue()
+	h := &holding{key: key, meta: meta, ip: free.ip, time: now, addr: free}
+	free.holder = h
+	free.block.eni.assigned++
+	s.keys[key] = h
+	return h.allocation(), false, nil
+}
+
+// pick chooses the next address; it looks at ENIs, of which there are few, never at addresses.
+func (s *Store) pick() *address {
+	var best *eni
+	for _, e := range s.enis {
+		if e.phase == Usable && e.fresh+e.rested.Len() > 0 && (best == nil || e.assigned > best.assigned) {
+			best = e
+		}
+	}
+	if best != nil {
+		if front := best.virgin.Front(); front != nil {
+			b := front.Value.(*block)
+			for s.addrs[b.next] != nil {
+				b.next = b.next.Next()
+			}
+			return s.touch(b, b.next)
+		}
+		return best.rested.Front().Value.(*address)
+	}
+	var oldest *address
+	for _, e := range s.enis {
+		if e.phase != Usable || e.warm.Len() == 0 {
+			continue
+		}
+		if a := e.warm.Front().Value.(*address); oldest == nil || a.released.Before(oldest.released) {
+			oldest = a
+		}
+	}
+	return oldest
+}
+
+// Release takes a sandbox's address back; it cools before it is handed out again. A sandbox that holds none ends in
+// ErrUnknownPod.
+func (s *Store) Release(key Key, now time.Time) (Allocation, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.find(key)
+	if h == nil {
+		return Allocation{}, ErrUnknownPod
+	}
+	s.drop(h, now, true)
+	return h.allocation(), nil
+}
+
+// Undo takes an address back that its sandbox never got: it was not used, so it does not cool.
+func (s *Store) Undo(key Key, now time.Time) (Allocation, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.find(key)
+	if h == nil {
+		return Allocation{}, ErrUnknownPod
+	}
+	s.drop(h, now, false)
+	return h.allocation(), nil
+}
+
+// find looks a sandbox up, under its own name or the one that allocations from before allocation keys carry.
+func (s *Store) find(key Key) *holding {
+	if h := s.keys[key]; h != nil {
+		return h
+	}
+	return s.keys[Key{NetworkName: migratedNetwork, ContainerID: key.ContainerID, IfName: migratedIfName}]
+}
+
+func (s *Store) drop(h *holding, now time.Time, used bool) {
+	delete(s.keys, h.key)
+	if h.addr == nil {
+		delete(s.unplaced, h.ip)
+		if used {
+			s.memory[h.ip] = now
+		}
+		return
+	}
+	a := h.addr
+	a.holder = nil
+	a.block.eni.assigned--
+	if used {
+		a.released = now
+	}
+	s.enqueue(a, now)
+}
+
+// Reinstate gives an address back to the sandbox it was released from, because the release could not be made durable.
+func (s *Store) Reinstate(a Allocation) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hold(a)
+}
+
+// Restore takes allocations from an earlier life of the process. One whose address is not known is kept aside until
+// the address appears. Of two for the same address or sandbox the older one stays; the others are returned.
+func (s *Store) Restore(allocs []Allocation) (rejected []Allocation) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	allocs = slices.Clone(allocs)
+	slices.SortStableFunc(allocs, func(x, y Allocation) int { return x.Time.Compare(y.Time) })
+	for _, a := range allocs {
+		if s.hold(a) != nil {
+			rejected = append(rejected, a)
+		}
+	}
+	return rejected
+}
+
+// RestoreCooling remembers that an address was released and may not be handed out before until.
+func (s *Store) RestoreCooling(ip netip.Addr, until, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	released := until.Add(-s.cooldown)
+	if released.After(now) {
+		released = now
+	}
+	b := s.blockOf(ip)
+	if b == nil {
+		s.memory[ip] = released
+		return
+	}
+	a := s.touch(b, ip)
+	if a.holder != nil {
+		return
+	}
+	a.dequeue()
+	a.released = released
+	s.enqueue(a, now)
+}
+
+// hold makes a sandbox the holder of a given address.
+func (s *Store) hold(a Allocation) error {
+	if s.keys[a.Key] != nil {
+		return fmt.Errorf("sandbox %s: %w", a.ContainerID, ErrExists)
+	}
+	if !a.Address.IsValid() {
+		return fmt.Errorf("sandbox %s has no address", a.ContainerID)
+	}
+	h := &holding{key: a.Key, meta: a.Meta, ip: a.Address, time: a.Time}
+	b := s.blockOf(a.Address)
+	if b == nil {
+		if s.unplaced[a.Address] != nil {
+			return fmt.Errorf("%s: %w", a.Address, ErrInUse)
+		}
+		s.unplaced[a.Address] = h
+		s.keys[a.Key] = h
+		return nil
+	}
+	at := s.touch(b, a.Address)
+	if at.holder != nil {
+		return fmt.Errorf("%s: %w", a.Address, ErrInUse)
+	}
+	at.dequeue()
+	at.holder, h.addr = h, at
+	b.eni.assigned++
+	s.keys[a.Key] = h
+	return nil
+}
+
+// Lookup returns what a sandbox holds.
+func (s *Store) Lookup(key Key) (Allocation, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.find(key)
+	if h == nil {
+		return Allocation{}, false
+	}
+	return h.allocation(), true
+}
+
+func (h *holding) allocation() Allocation {
+	a := Allocation{Key: h.key, Meta: h.meta, Address: h.ip, Time: h.time, Device: -1}
+	if h.addr != nil {
+		e := h.addr.block.eni
+		a.ENI, a.Device, a.Card = e.ID, e.Device, e.Card
+	}
+	return a
+}

@@ -1,0 +1,271 @@
+package datastore
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Counts says what the addresses of an ENI, or of several, are doing. Total is the sum of the others.
+type Counts struct {
+	Total       int
+	Assigned    int
+	Free        int // can be handed out, if the ENI is usable
+	Cooling     int
+	Quarantined int
+	Arriving    int // on the ENI, not yet ready on the host
+	Leaving     int // on their way back to EC2
+}
+
+// Add adds up.
+func (c Counts) Add(o Counts) Counts {
+	return Counts{
+		Total: c.Total + o.Total, Assigned: c.Assigned + o.Assigned, Free: c.Free + o.Free, Cooling: c.Cooling + o.Cooling,
+		Quarantined: c.Quarantined + o.Quarantined, Arriving: c.Arriving + o.Arriving, Leaving: c.Leaving + o.Leaving,
+	}
+}
+
+// ENIState is an ENI and what its addresses are doing.
+type ENIState struct {
+	ENI
+	Phase  Phase
+	Blocks int
+	Counts
+}
+
+// Snapshot is the ledger in figures, at one moment.
+type Snapshot struct {
+	ENIs []ENIState // by card, device, id
+	// Unplaced counts allocations whose address is on no known ENI.
+	Unplaced int
+	// NextCooled is when the next address comes out of cooldown; zero if none cools.
+	NextCooled time.Time
+}
+
+// Usable is the number of addresses that can be handed out now.
+func (s Snapshot) Usable() int {
+	n := 0
+	for _, e := range s.ENIs {
+		if e.Phase == Usable {
+			n += e.Free
+		}
+	}
+	return n
+}
+
+// Totals adds up all ENIs.
+func (s Snapshot) Totals() Counts {
+	var c Counts
+	for _, e := range s.ENIs {
+		c = c.Add(e.Counts)
+	}
+	return c
+}
+
+// Snapshot counts. Its cost grows with ENIs and blocks that are not ready, not with pods.
+func (s *Store) Snapshot(now time.Time) Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.advance(now)
+	snap := Snapshot{Unplaced: len(s.unplaced)}
+	for _, e := range s.enis {
+		st := ENIState{ENI: e.ENI, Phase: e.phase, Blocks: len(e.blocks)}
+		st.Assigned, st.Free, st.Cooling = e.assigned, e.free(), e.cooling.Len()
+		for _, b := range e.blocks {
+			st.Total += b.size
+			switch b.state {
+			case arriving:
+				st.Arriving += b.size - b.count(held)
+			case leaving:
+				st.Leaving += b.size - b.count(held)
+			case ready:
+				st.Quarantined += b.count(func(a *address) bool { return a.quarantined && a.holder == nil })
+			}
+		}
+		if front := e.cooling.Front(); front != nil {
+			t := front.Value.(*address).released.Add(s.cooldown)
+			if snap.NextCooled.IsZero() || t.Before(snap.NextCooled) {
+				snap.NextCooled = t
+			}
+		}
+		snap.ENIs = append(snap.ENIs, st)
+	}
+	return snap
+}
+
+func held(a *address) bool { return a.holder != nil }
+
+func (b *block) count(is func(*address) bool) int {
+	n := 0
+	for _, a := range b.touched {
+		if is(a) {
+			n++
+		}
+	}
+	return n
+}
+
+// AddressState is what an address is doing.
+type AddressState string
+
+// The states of an address.
+const (
+	StateAssigned    AddressState = "assigned"
+	StateFree        AddressState = "free"
+	StateCooling     AddressState = "cooling"
+	StateQuarantined AddressState = "quarantined"
+	StateArriving    AddressState = "arriving"
+	StateLeaving     AddressState = "leaving"
+)
+
+// Address is one address that was ever handed out, or a block's only one.
+type Address struct {
+	Address  netip.Addr
+	State    AddressState
+	Holder   *Allocation // nil unless assigned
+	Released time.Time   // when it was last released; zero if never
+}
+
+// Block is a secondary address or a prefix with those of its addresses that were ever handed out.
+type Block struct {
+	CIDR      netip.Prefix
+	Addresses []Address // sorted
+}
+
+// ENIDetail is an ENI with everything on it.
+type ENIDetail struct {
+	ENIState
+	Pool []Block // sorted
+}
+
+// Detail is the whole ledger, for people and for the state file.
+type Detail struct {
+	ENIs     []ENIDetail
+	Unplaced []Allocation // by address
+}
+
+// Detail copies the whole ledger.
+func (s *Store) Detail(now time.Time) Detail {
+	snap := s.Snapshot(now)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var d Detail
+	for _, st := range snap.ENIs {
+		e := s.byID[st.ID]
+		if e == nil {
+			continue
+		}
+		ed := ENIDetail{ENIState: st}
+		for _, b := range e.blocks {
+			out := Block{CIDR: b.cidr}
+			for _, a := range b.touched {
+				out.Addresses = append(out.Addresses, a.describe())
+			}
+			if b.size == 1 && len(b.touched) == 0 {
+				state := map[blockState]AddressState{arriving: StateArriving, ready: StateFree, leaving: StateLeaving}[b.state]
+				out.Addresses = append(out.Addresses, Address{Address: b.cidr.Addr(), State: state})
+			}
+			slices.SortFunc(out.Addresses, func(x, y Address) int { return x.Address.Compare(y.Address) })
+			ed.Pool = append(ed.Pool, out)
+		}
+		slices.SortFunc(ed.Pool, func(x, y Block) int { return x.CIDR.Compare(y.CIDR) })
+		d.ENIs = append(d.ENIs, ed)
+	}
+	for _, h := range s.unplaced {
+		d.Unplaced = append(d.Unplaced, h.allocation())
+	}
+	slices.SortFunc(d.Unplaced, compareAllocations)
+	return d
+}
+
+func (a *address) describe() Address {
+	out := Address{Address: a.ip, Released: a.released}
+	switch {
+	case a.holder != nil:
+		h := a.holder.allocation()
+		out.State, out.Holder = StateAssigned, &h
+	case a.block.state == leaving:
+		out.State = StateLeaving
+	case a.block.state == arriving:
+		out.State = StateArriving
+	case a.quarantined:
+		out.State = StateQuarantined
+	case a.queue == a.block.eni.cooling:
+		out.State = StateCooling
+	default:
+		out.State = StateFree
+	}
+	return out
+}
+
+// Allocations lists who holds what, by address.
+func (s *Store) Allocations() []Allocation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]Allocation, 0, len(s.keys))
+	for _, h := range s.keys {
+		all = append(all, h.allocation())
+	}
+	slices.SortFunc(all, compareAllocations)
+	return all
+}
+
+func compareAllocations(x, y Allocation) int {
+	return cmp.Or(x.Address.Compare(y.Address), cmp.Compare(x.ContainerID, y.ContainerID))
+}
+
+// Pool lists the blocks of an ENI, sorted.
+func (s *Store) Pool(id string) []netip.Prefix {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.byID[id]
+	if e == nil {
+		return nil
+	}
+	out := make([]netip.Prefix, 0, len(e.blocks))
+	for cidr := range e.blocks {
+		out = append(out, cidr)
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return out
+}
+
+// Cooling is an address that may not be handed out before Until.
+type Cooling struct {
+	Address netip.Addr
+	Until   time.Time
+}
+
+// Cooling lists what cools at the moment, in the pool or out of it, by address.
+func (s *Store) Cooling(now time.Time) []Cooling {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []Cooling
+	add := func(ip netip.Addr, released time.Time) {
+		if until := released.Add(s.cooldown); !released.IsZero() && until.After(now) {
+			out = append(out, Cooling{ip, until})
+		}
+	}
+	for ip, released := range s.memory {
+		add(ip, released)
+	}
+	for _, e := range s.enis {
+		for at := e.cooling.Front(); at != nil; at = at.Next() {
+			a := at.Value.(*address)
+			add(a.ip, a.released)
+		}
+		for _, b := range e.blocks {
+			if b.state == ready {
+				continue
+			}
+			for _, a := range b.touched {
+				if a.holder == nil {
+					add(a.ip, a.released)
+				}
+			}
+		}
+	}
+	slices.SortFunc(out, func(x, y Cooling) int { return x.Address.Compare(y.Address) })
+	return out
+}

@@ -1,0 +1,142 @@
+package warmpool
+
+import (
+	"maps"
+	"time"
+)
+
+// Op is an operation that EC2 can refuse.
+type Op string
+
+// The operations. Assign and create are refused per subnet, remove and unassign per ENI.
+const (
+	OpAssign   Op = "assign"
+	OpCreate   Op = "create"
+	OpUnassign Op = "unassign"
+	OpRemove   Op = "remove"
+)
+
+// Cause is why EC2 refused.
+type Cause string
+
+// The causes of a refusal.
+const (
+	CauseExhausted Cause = "exhausted" // the subnet has no free address
+	CauseDenied    Cause = "denied"    // IAM
+	CauseLimit     Cause = "limit"     // EC2 counts more ENIs or addresses than this node knows of
+	CauseThrottled Cause = "throttled"
+	CauseFailed    Cause = "failed" // anything else
+)
+
+// How long a refusal is remembered.
+const (
+	// exhaustedFor is upstream's: a subnet does not get free addresses by being asked.
+	exhaustedFor = 120 * time.Second
+	// deniedFor makes at most 12 tries an hour: rights change when people change them.
+	deniedFor = 5 * time.Minute
+	limitFor  = 60 * time.Second
+	firstWait = time.Second
+	longWait  = 60 * time.Second
+)
+
+// Refusal is the memory of a refused call.
+type Refusal struct {
+	Op     Op
+	Target string // subnet or ENI
+	Cause  Cause
+	Until  time.Time // nothing is asked before
+	// AtMost is how many addresses may be asked for at once before Until; 0 is none. A subnet that has no 49 addresses may
+	// have 12.
+	AtMost int
+	Times  int // in a row
+	Detail string
+}
+
+type refusalKey struct {
+	op     Op
+	target string
+}
+
+// Refusals remembers what EC2 refused. It is a value: methods that change it return a new one.
+type Refusals struct {
+	m map[refusalKey]Refusal
+}
+
+// Refused records that a call for n addresses (0 if it was for none) was refused. jitter, in [0,1), spreads the
+// retries of throttled nodes.
+func (r Refusals) Refused(op Op, target string, cause Cause, n int, detail string, jitter float64, now time.Time) Refusals {
+	key := refusalKey{op, target}
+	x := r.m[key]
+	if x.Cause != cause {
+		x = Refusal{Op: op, Target: target, Cause: cause}
+	}
+	x.Times++
+	x.Detail = detail
+	x.AtMost = 0
+	switch cause {
+	case CauseExhausted:
+		x.Until = now.Add(exhaustedFor)
+		if n > 1 {
+			x.AtMost = max(n/4, 1)
+			if x.Times > 3 {
+				x.AtMost = 1
+			}
+		}
+	case CauseDenied:
+		x.Until = now.Add(deniedFor + time.Duration(jitter*float64(deniedFor)/10))
+	case CauseLimit:
+		x.Until = now.Add(limitFor)
+	default:
+		wait := min(firstWait<<min(x.Times-1, 10), longWait)
+		x.Until = now.Add(wait/2 + time.Duration(jitter*float64(wait)))
+	}
+	next := maps.Clone(r.m)
+	if next == nil {
+		next = map[refusalKey]Refusal{}
+	}
+	next[key] = x
+	return Refusals{next}
+}
+
+// Succeeded forgets the refusals of an operation, except that a subnet was short of addresses: that the last few
+// could be had does not mean that there are more.
+func (r Refusals) Succeeded(op Op, target string, now time.Time) Refusals {
+	key := refusalKey{op, target}
+	if x, ok := r.m[key]; !ok || x.Cause == CauseExhausted && x.Until.After(now) {
+		return r
+	}
+	next := maps.Clone(r.m)
+	delete(next, key)
+	return Refusals{next}
+}
+
+// Get returns what is remembered of an operation on a target.
+func (r Refusals) Get(op Op, target string, now time.Time) (Refusal, bool) {
+	x, ok := r.m[refusalKey{op, target}]
+	return x, ok && x.Until.After(now)
+}
+
+// Active lists what is remembered, in no particular order of time but always the same one.
+func (r Refusals) Active(now time.Time) []Refusal {
+	var out []Refusal
+	for _, x := range r.m {
+		if x.Until.After(now) {
+			out = append(out, x)
+		}
+	}
+	sortRefusals(out)
+	return out
+}
+
+// allowed is how many of n addresses may be asked for now.
+func (r Refusals) allowed(op Op, target string, n int, now time.Time) int {
+	if x, ok := r.Get(op, target, now); ok {
+		return min(n, x.AtMost)
+	}
+	return n
+}
+
+// until is when an operation may be tried (without a cap) again.
+func (r Refusals) until(op Op, target string) time.Time {
+	return r.m[refusalKey{op, target}].Until
+}

@@ -1,0 +1,334 @@
+// Package warmpool decides what a node's address pool needs: how many addresses to bring in and onto which ENI, which
+// ENIs to create, what to give back, and whether a pod that waits for an address has any hope. It is arithmetic over
+// values: no I/O, no clock, no log. The same state always gives the same plan.
+//
+// The targets mean what they mean upstream (WARM_ENI_TARGET, WARM_IP_TARGET, MINIMUM_IP_TARGET, MAX_ENI), with these
+// differences, each of them in the pods' favour:
+//
+//   - pods that wait for an address are demand, and addresses in cooldown are not free;
+//   - what is on its way already counts, so nothing is asked for twice;
+//   - one plan holds everything that can be done at once: an assignment on every ENI with room and several new ENIs;
+//   - no step goes beyond max-pods or the instance type's limits;
+//   - a target of 0 means "on demand": nothing is brought in that no pod waits for;
+//   - MINIMUM_IP_TARGET alone is a floor, not a ceiling;
+//   - what goes away is what leaves the fewest ENIs, and only if nothing would have to come back.
+package warmpool
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Pacing of what goes away. Growth is not paced: pods wait for it.
+const (
+	// DefaultMinENIAge keeps a new ENI for a while: the pods it was made for may still be on their way.
+	DefaultMinENIAge = 60 * time.Second
+	// DefaultShrinkDelay is the least time between growth, or the last addresses given back, and giving addresses
+	// back: short swings of the load cost no calls.
+	DefaultShrinkDelay = 30 * time.Second
+	// DefaultRemovePace is the least time between the removals of two ENIs.
+	DefaultRemovePace = 10 * time.Second
+)
+
+// Targets are what the operator wants to have ready.
+type Targets struct {
+	WarmENI   int // full ENIs' worth of free addresses; ignored if WarmIP or MinimumIP is set
+	WarmIP    int // free addresses
+	MinimumIP int // addresses in all
+	MaxPods   int // never hold more addresses than this; 0: unknown
+	// MinENIAge, ShrinkDelay and RemovePace replace the defaults if positive; demonstrations shorten them.
+	MinENIAge   time.Duration
+	ShrinkDelay time.Duration
+	RemovePace  time.Duration
+}
+
+// byAddress tells whether single addresses are counted, rather than full ENIs.
+func (t Targets) byAddress() bool { return t.WarmIP != 0 || t.MinimumIP != 0 }
+
+func (t Targets) minENIAge() time.Duration   { return orDefault(t.MinENIAge, DefaultMinENIAge) }
+func (t Targets) shrinkDelay() time.Duration { return orDefault(t.ShrinkDelay, DefaultShrinkDelay) }
+func (t Targets) removePace() time.Duration  { return orDefault(t.RemovePace, DefaultRemovePace) }
+
+func orDefault(d, def time.Duration) time.Duration {
+	if d > 0 {
+		return d
+	}
+	return def
+}
+
+// Limits are what the instance can hold.
+type Limits struct {
+	InstanceType string
+	ENIs         int // of the instance type, the primary one included
+	IPsPerENI    int // pods' addresses on one ENI: without the ENI's own
+	MaxENI       int // MAX_ENI; 0: not set
+}
+
+// enis is the number of ENIs that may be attached.
+func (l Limits) enis() int {
+	if l.MaxENI > 0 {
+		return min(l.MaxENI, l.ENIs)
+	}
+	return l.ENIs
+}
+
+// ENI is an attached ENI and its addresses, in figures.
+type ENI struct {
+	ID      string
+	Device  int
+	Subnet  string
+	Primary bool
+	// Fixed ENIs serve pods but are never removed: trunk and EFA interfaces.
+	Fixed bool
+	// Unmanaged ENIs belong to somebody else. They take up a slot.
+	Unmanaged bool
+	// Leaving ENIs are being drained, detached or deleted, or are lost. Their addresses count for nothing; Detached
+	// ones take up no slot any more.
+	Leaving  bool
+	Detached bool
+	// Stuck ENIs should serve but cannot be made ready. They take up a slot, and nobody counts on their addresses.
+	Stuck bool
+	// Usable ENIs serve pods; an ENI that is none of the above and not usable is on its way to it.
+	Usable bool
+	// Busy ENIs have an address call in flight; they get no second one.
+	Busy  bool
+	Since time.Time // when the node got it
+
+	Total       int // addresses on it for pods
+	Assigned    int
+	Free        int // ready to be handed out
+	Cooling     int
+	Quarantined int
+	Returning   int // part of Total: on their way back to EC2
+	Asked       int // not in Total: asked of EC2
+}
+
+// hold is what the ENI will hold when everything in flight has arrived.
+func (e ENI) hold() int { return e.Total - e.Returning + e.Asked }
+
+// room is how many more addresses fit.
+func (e ENI) room(l Limits) int { return max(l.IPsPerENI-e.Total-e.Asked, 0) }
+
+// serves tells whether the ENI's addresses count, now or soon.
+func (e ENI) serves() bool { return !e.Unmanaged && !e.Leaving && !e.Stuck }
+
+// Creating is an ENI that is being created or attached and not among the ENIs yet.
+type Creating struct {
+	Device int
+	IPs    int
+}
+
+// State is everything a plan depends on.
+type State struct {
+	ENIs     []ENI
+	Creating []Creating
+	// Waiting is the number of pods that wait for an address.
+	Waiting int
+	// Subnet is the subnet that new ENIs are created in.
+	Subnet   string
+	Refusals Refusals
+	// LastGrowth, LastShrink and LastRemoval are when the pool last grew, gave addresses back, and lost an ENI.
+	LastGrowth  time.Time
+	LastShrink  time.Time
+	LastRemoval time.Time
+}
+
+// Kind is what an action does.
+type Kind string
+
+// The kinds of actions.
+const (
+	AssignIPs   Kind = "AssignIPs"   // N more addresses on ENI
+	CreateENI   Kind = "CreateENI"   // a new ENI with N addresses at device index Device
+	UnassignIPs Kind = "UnassignIPs" // N unused addresses of ENI go back
+	RemoveENI   Kind = "RemoveENI"   // ENI, without pods, goes back
+)
+
+// Action is one step of a plan.
+type Action struct {
+	Kind   Kind
+	ENI    string `json:",omitempty"`
+	Device int    `json:",omitempty"`
+	N      int    `json:",omitempty"`
+	Reason string
+}
+
+// Decision is a plan and when to make the next one if nothing happens before.
+type Decision struct {
+	Actions []Action
+	// Summary says in one line what the pool has and wants.
+	Summary string
+	// Wake is when the plan could change by the passing of time alone; zero if it cannot.
+	Wake time.Time
+}
+
+func (d *Decision) wakeAt(t, now time.Time) {
+	if t.After(now) && (d.Wake.IsZero() || t.Before(d.Wake)) {
+		d.Wake = t
+	}
+}
+
+// figures are the sums that the formulas of both directions use.
+type figures struct {
+	total    int // held when everything in flight has arrived
+	usable   int // of these, neither assigned nor cooling nor quarantined
+	ready    int // ready to be handed out now
+	slots    int // ENI slots taken
+	inFlight bool
+}
+
+func sum(s State) figures {
+	var f figures
+	for _, e := range s.ENIs {
+		if !e.Detached {
+			f.slots++
+		}
+		if !e.serves() {
+			continue
+		}
+		f.total += e.hold()
+		f.usable += e.hold() - e.Assigned - e.Cooling - e.Quarantined
+		if e.Usable {
+			f.ready += e.Free
+		}
+		f.inFlight = f.inFlight || e.Busy || e.Asked > 0 || !e.Usable
+	}
+	for _, c := range s.Creating {
+		f.slots++
+		f.total += c.IPs
+		f.usable += c.IPs
+		f.inFlight = true
+	}
+	return f
+}
+
+// Plan says what to do now.
+func Plan(s State, t Targets, l Limits, now time.Time) Decision {
+	f := sum(s)
+	d := Decision{Summary: summary(s, f, t)}
+	short, why := shortage(s, f, t, l)
+	if short > 0 {
+		d.grow(s, f, t, l, short, why, now)
+		return d
+	}
+	if s.Waiting == 0 && !f.inFlight {
+		d.shrink(s, f, t, l, now)
+	}
+	return d
+}
+
+func summary(s State, f figures, t Targets) string {
+	target := fmt.Sprintf("WARM_ENI_TARGET=%d", t.WarmENI)
+	if t.byAddress() {
+		target = fmt.Sprintf("WARM_IP_TARGET=%d MINIMUM_IP_TARGET=%d", t.WarmIP, t.MinimumIP)
+	}
+	return fmt.Sprintf("%d addresses held or on their way, %d of them free, %d pods waiting; wanted: %s",
+		f.total, f.usable, s.Waiting, target)
+}
+
+// shortage is how many addresses are missing, and the reason.
+func shortage(s State, f figures, t Targets, l Limits) (int, string) {
+	free := f.usable - s.Waiting
+	var short int
+	var why string
+	switch {
+	case t.byAddress():
+		short = max(t.WarmIP-free, t.MinimumIP-f.total)
+		why = fmt.Sprintf("%d free after %d waiting pods, WARM_IP_TARGET=%d; %d in all, MINIMUM_IP_TARGET=%d",
+			free, s.Waiting, t.WarmIP, f.total, t.MinimumIP)
+	case t.WarmENI > 0:
+		short = t.WarmENI*l.IPsPerENI - free
+		why = fmt.Sprintf("%d free after %d waiting pods, WARM_ENI_TARGET=%d wants %d",
+			free, s.Waiting, t.WarmENI, t.WarmENI*l.IPsPerENI)
+	default:
+		short = -free
+		why = fmt.Sprintf("%d pods wait and %d addresses are free", s.Waiting, f.usable)
+	}
+	if t.MaxPods > 0 {
+		short = min(short, t.MaxPods-f.total)
+	}
+	return max(short, 0), why
+}
+
+// grow covers a shortage: first from the ENIs that have room, then with new ones. Where full ENIs are counted, each
+// step brings in as much as fits; it costs the same call.
+func (d *Decision) grow(s State, f figures, t Targets, l Limits, short int, why string, now time.Time) {
+	left := headroom(f, t)
+	take := func(room int) int {
+		n := min(room, short)
+		if !t.byAddress() {
+			n = room
+		}
+		return min(n, left)
+	}
+	for _, e := range growthOrder(s.ENIs, l) {
+		if short <= 0 || left <= 0 {
+			return
+		}
+		if !e.Usable || e.Busy {
+			// Its room can be used as soon as it is ready, and sooner than that of a new ENI.
+			short -= e.room(l)
+			continue
+		}
+		n := s.Refusals.allowed(OpAssign, e.Subnet, take(e.room(l)), now)
+		if n <= 0 {
+			d.wakeAt(s.Refusals.until(OpAssign, e.Subnet), now)
+			continue
+		}
+		d.Actions = append(d.Actions, Action{Kind: AssignIPs, ENI: e.ID, Device: e.Device, N: n, Reason: why})
+		short, left = short-n, left-n
+	}
+	for _, c := range s.Creating {
+		short -= max(l.IPsPerENI-c.IPs, 0)
+	}
+	devices := devicesTaken(s)
+	for slots := f.slots; short > 0 && left > 0 && slots < l.enis(); slots++ {
+		n := s.Refusals.allowed(OpCreate, s.Subnet, take(l.IPsPerENI), now)
+		if n <= 0 {
+			d.wakeAt(s.Refusals.until(OpCreate, s.Subnet), now)
+			return
+		}
+		device := 1
+		for devices[device] {
+			device++
+		}
+		devices[device] = true
+		d.Actions = append(d.Actions, Action{Kind: CreateENI, Device: device, N: n, Reason: why})
+		short, left = short-n, left-n
+	}
+}
+
+// headroom is how many addresses max-pods leaves room for.
+func headroom(f figures, t Targets) int {
+	if t.MaxPods <= 0 {
+		return int(^uint(0) >> 1)
+	}
+	return t.MaxPods - f.total
+}
+
+// growthOrder lists the ENIs with room, the lowest device index first: the primary ENI can never be given back, so it
+// is filled first.
+func growthOrder(enis []ENI, l Limits) []ENI {
+	var out []ENI
+	for _, e := range enis {
+		if e.serves() && e.room(l) > 0 {
+			out = append(out, e)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b ENI) int { return a.Device - b.Device })
+	return out
+}
+
+func devicesTaken(s State) map[int]bool {
+	taken := map[int]bool{}
+	for _, e := range s.ENIs {
+		if !e.Detached {
+			taken[e.Device] = true
+		}
+	}
+	for _, c := range s.Creating {
+		taken[c.Device] = true
+	}
+	return taken
+}
