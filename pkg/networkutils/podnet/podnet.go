@@ -66,6 +66,9 @@ func setup(ctx context.Context, pod Pod, dial dialer) error {
 		return fmt.Errorf("open the pod's network namespace: %w", err)
 	}
 	defer netns.Close()
+	if err := notOurs(netns); err != nil {
+		return err
+	}
 	host, err := dial.open()
 	if err != nil {
 		return err
@@ -228,6 +231,22 @@ func Teardown(ctx context.Context, remains Remains) error {
 		messages = append(messages, deleteHostRoutes(addr, via)...)
 	}
 	return host.all(ctx, messages)
+}
+
+// notOurs refuses the namespace that the caller is in: it would give the host a pod's default route.
+func notOurs(netns *os.File) error {
+	pod, err := netns.Stat()
+	if err != nil {
+		return err
+	}
+	own, err := os.Stat("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	if os.SameFile(pod, own) {
+		return fmt.Errorf("%s is the host's own network namespace", netns.Name())
+	}
+	return nil
 }
 
 func (p Pod) validate() error {

@@ -190,6 +190,9 @@ func TestSetupThatFailsLeavesNothing(t *testing.T) {
 		"namespace is gone": func(t *testing.T, _, _ *nstest.NS, pod *Pod) {
 			pod.Netns = t.TempDir() + "/gone"
 		},
+		"namespace is the host's": func(_ *testing.T, host, _ *nstest.NS, pod *Pod) {
+			pod.Netns = host.Path()
+		},
 		"name is taken inside the pod": func(_ *testing.T, _, netns *nstest.NS, _ *Pod) {
 			netns.Run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other")
 		},

@@ -1,0 +1,189 @@
+// Package ipamdtest is an ipamd for tests and benchmarks of the plugin: it hands out addresses of a range from memory,
+// with ipamd's promises (the same sandbox gets the same address, an unknown sandbox is an error) and none of its work.
+package ipamdtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"vpccni/pkg/networkutils/names"
+	"vpccni/rpc"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+)
+
+// Config is how the server answers. The zero value gives 10.0.0.1 and upwards from the primary ENI.
+type Config struct {
+	// First is the first address.
+	First netip.Addr
+	// Tables are the route tables of the ENIs, by device index; addresses come from them in turn.
+	Tables []int
+	// PolicyMode is the reply's NetworkPolicyMode.
+	PolicyMode string
+	// Refusal, if it has a code, is the answer to every ADD.
+	Refusal struct{ Code, Reason string }
+	// Edit, if set, may change a reply before it is sent.
+	Edit func(*rpc.AddNetworkReply)
+}
+
+// Server serves rpc.CNIBackend on the plugin's socket.
+type Server struct {
+	rpc.UnimplementedCNIBackendServer
+	grpc *grpc.Server
+	done chan struct{}
+
+	mu       sync.Mutex
+	conf     Config
+	next     netip.Addr
+	held     map[string]*rpc.IPAllocationMetadata
+	adds     []*rpc.AddNetworkRequest
+	dels     []*rpc.DelNetworkRequest
+	versions []string
+}
+
+// Start serves on the real socket of this mount namespace.
+func Start(conf Config) (*Server, error) {
+	listener, err := Listen(names.IPAMDSocket)
+	if err != nil {
+		return nil, err
+	}
+	if !conf.First.IsValid() {
+		conf.First = netip.MustParseAddr("10.0.0.1")
+	}
+	if len(conf.Tables) == 0 {
+		conf.Tables = []int{names.TableMain}
+	}
+	s := &Server{
+		grpc: grpc.NewServer(),
+		done: make(chan struct{}),
+		conf: conf,
+		next: conf.First,
+		held: map[string]*rpc.IPAllocationMetadata{},
+	}
+	rpc.RegisterCNIBackendServer(s.grpc, s)
+	go func() {
+		defer close(s.done)
+		_ = s.grpc.Serve(listener)
+	}()
+	return s, nil
+}
+
+// Listen opens a unix socket in place of whatever a dead server left.
+func Listen(socket string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.RemoveAll(socket); err != nil {
+		return nil, err
+	}
+	return net.Listen("unix", socket)
+}
+
+// Stop ends the server and removes its socket; what it gave out is forgotten.
+func (s *Server) Stop() {
+	s.grpc.Stop()
+	<-s.done
+}
+
+// Configure changes the answers from now on. First has no effect.
+func (s *Server) Configure(change func(*Config)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.conf)
+}
+
+// AddNetwork gives the sandbox its address.
+func (s *Server) AddNetwork(ctx context.Context, request *rpc.AddNetworkRequest) (*rpc.AddNetworkReply, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.adds = append(s.adds, request)
+	s.versions = append(s.versions, metadata.ValueFromIncomingContext(ctx, "vpc-cni-version")...)
+	if request.GetClientVersion() != "" {
+		return nil, fmt.Errorf("client version %q on the wire", request.GetClientVersion())
+	}
+	if s.conf.Refusal.Code != "" {
+		return &rpc.AddNetworkReply{Code: s.conf.Refusal.Code, Reason: s.conf.Refusal.Reason}, nil
+	}
+	key := key(request)
+	held := s.held[key]
+	if held == nil {
+		device := len(s.held) % len(s.conf.Tables)
+		held = &rpc.IPAllocationMetadata{DeviceNumber: int32(device), RouteTableId: int32(s.conf.Tables[device])}
+		if s.next.Is4() {
+			held.IPv4Addr = s.next.String()
+		} else {
+			held.IPv6Addr = s.next.String()
+		}
+		s.next = s.next.Next()
+		s.held[key] = held
+	}
+	reply := &rpc.AddNetworkReply{
+		Success:              true,
+		IPAllocationMetadata: []*rpc.IPAllocationMetadata{held},
+		NetworkPolicyMode:    s.conf.PolicyMode,
+	}
+	if s.conf.Edit != nil {
+		s.conf.Edit(reply)
+	}
+	return reply, nil
+}
+
+// DelNetwork takes the sandbox's address back.
+func (s *Server) DelNetwork(_ context.Context, request *rpc.DelNetworkRequest) (*rpc.DelNetworkReply, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dels = append(s.dels, request)
+	held := s.held[key(request)]
+	if held == nil {
+		return nil, errors.New("datastore: unknown pod")
+	}
+	delete(s.held, key(request))
+	return &rpc.DelNetworkReply{
+		Success:              true,
+		IPAllocationMetadata: []*rpc.IPAllocationMetadata{held},
+		NetworkPolicyMode:    s.conf.PolicyMode,
+	}, nil
+}
+
+func key(request interface {
+	GetNetworkName() string
+	GetContainerID() string
+	GetIfName() string
+}) string {
+	return request.GetNetworkName() + "/" + request.GetContainerID() + "/" + request.GetIfName()
+}
+
+// Held is how many sandboxes hold an address.
+func (s *Server) Held() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.held)
+}
+
+// Adds are the ADD requests so far.
+func (s *Server) Adds() []*rpc.AddNetworkRequest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]*rpc.AddNetworkRequest(nil), s.adds...)
+}
+
+// Dels are the DEL requests so far.
+func (s *Server) Dels() []*rpc.DelNetworkRequest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]*rpc.DelNetworkRequest(nil), s.dels...)
+}
+
+// Versions are the plugin versions in the metadata of the ADDs so far.
+func (s *Server) Versions() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.versions...)
+}

@@ -1,0 +1,86 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"vpccni/pkg/networkutils/podnet"
+
+	"github.com/containernetworking/cni/pkg/skel"
+)
+
+// delPatience is how long a DEL waits for ipamd: long enough for most restarts, short enough for a node that is being
+// drained without it. A pod's DEL never fails for ipamd's absence, or no pod could leave such a node.
+const delPatience = 5 * time.Second
+
+// unknownPod is the text by which ipamd says, in every version, that the sandbox holds nothing.
+const unknownPod = "datastore: unknown pod"
+
+// Del takes back the pod's addresses and its routes on the host.
+func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
+	c, err := p.begin("DEL", args)
+	if err != nil {
+		return err
+	}
+	ipamd, err := p.dialIPAMD()
+	if err != nil {
+		return fmt.Errorf("del cmd: failed to connect to backend server: %w", err)
+	}
+	defer ipamd.close()
+
+	waiting, cancel := context.WithTimeout(ctx, delPatience)
+	defer cancel()
+	reply, err := ipamd.del(waiting, c, "PodDeleted")
+	switch {
+	case err != nil && strings.Contains(err.Error(), unknownPod):
+		c.log.Info("nothing to delete: ipamd does not know the sandbox")
+		p.teardownPrevious(ctx, c)
+		return nil
+	case err != nil:
+		// ipamd keeps the address allocated until it finds, at its next start, that the pod has no interface.
+		c.log.Warn("deleted without ipamd", "err", err)
+		p.teardownPrevious(ctx, c)
+		return nil
+	case !reply.GetSuccess():
+		return errors.New("del cmd: failed to process delete request")
+	}
+
+	list, err := allocations(reply.GetIPAllocationMetadata())
+	if err != nil {
+		c.log.Warn("nothing to tear down", "err", err)
+	}
+	var remains podnet.Remains
+	for _, a := range list {
+		remains.Addresses = append(remains.Addresses, a.address.Addr())
+	}
+	if err := podnet.Teardown(ctx, remains); err != nil {
+		c.log.Error("the pod's routes are left", "err", err)
+		return fmt.Errorf("del cmd: failed on tear down pod network: %w", err)
+	}
+	if reply.GetNetworkPolicyMode() != "" {
+		if err := p.deletePolicy(ctx, c); err != nil {
+			return fmt.Errorf("del cmd: failed to connect to network policy agent: %w", err)
+		}
+	}
+	c.log.Info("deleted", "ips", remains.Addresses)
+	return nil
+}
+
+// teardownPrevious removes the routes that the ADD reported, as far as they still lead to this pod: without ipamd's
+// word its addresses may be another pod's by now.
+func (p *Plugin) teardownPrevious(ctx context.Context, c *call) {
+	prev := c.previous()
+	if prev == nil {
+		return
+	}
+	for _, iface := range prev.interfaces {
+		remains := podnet.Remains{Addresses: []netip.Addr{iface.address.Addr()}, Via: iface.hostVeth}
+		if err := podnet.Teardown(ctx, remains); err != nil {
+			c.log.Warn("routes of the pod are left", "ip", iface.address.Addr(), "err", err)
+		}
+	}
+}
