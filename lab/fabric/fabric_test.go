@@ -1,0 +1,192 @@
+package fabric
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"vpccni/lab/ec2"
+	"vpccni/lab/probe"
+	"vpccni/pkg/networkutils/nstest"
+)
+
+func TestMain(m *testing.M) { nstest.Main(m) }
+
+const testPort = 8080
+
+// bed is a fabric with a VPC of a public subnet (10.0.1.0/24) and a private one (10.0.2.0/24).
+type bed struct {
+	*Fabric
+	t       *testing.T
+	vpc     ec2.VPC
+	subnets []ec2.Subnet
+	nodes   map[string]*nstest.NS
+	enis    int
+}
+
+func newBed(t *testing.T) *bed {
+	t.Helper()
+	f, err := New(Options{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bed{Fabric: f, t: t, nodes: map[string]*nstest.NS{},
+		vpc: ec2.VPC{ID: "vpc-1", CIDRs: []netip.Prefix{prefix("10.0.0.0/16")}},
+		subnets: []ec2.Subnet{
+			{ID: "subnet-pub", VPCID: "vpc-1", CIDR: prefix("10.0.1.0/24"), IPv6: prefix("2001:db8:1:1::/64"), Public: true},
+			{ID: "subnet-prv", VPCID: "vpc-1", CIDR: prefix("10.0.2.0/24"), IPv6: prefix("2001:db8:1:2::/64")},
+		}}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Errorf("close fabric: %v", err)
+		}
+	})
+	b.syncVPC()
+	for _, host := range []Host{HostInternet, HostOnPrem} {
+		b.serve(string(host), b.at(host))
+	}
+	return b
+}
+
+func (b *bed) syncVPC() {
+	b.t.Helper()
+	if err := b.SyncVPC(b.vpc, b.subnets); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// at is the Do of one of the fabric's hosts.
+func (b *bed) at(host Host) probe.Do { return func(fn func() error) error { return b.Do(host, fn) } }
+
+func (b *bed) serve(name string, do probe.Do) {
+	b.t.Helper()
+	s, err := probe.Serve(b.t.Context(), name, do, testPort)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { _ = s.Close() })
+}
+
+// node adds an instance with a probe server.
+func (b *bed) node(name string) *nstest.NS {
+	b.t.Helper()
+	ns := nstest.New(b.t)
+	b.nodes[name] = ns
+	file, err := os.Open(ns.Path())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer file.Close()
+	if err := b.AddNode(name, file); err != nil {
+		b.t.Fatal(err)
+	}
+	b.serve(name, ns.Do)
+	return ns
+}
+
+// eni attaches an ENI. The subnet is that of the primary address.
+func (b *bed) eni(instance string, device int, primary string, change ...func(*ec2.ENI)) ec2.ENI {
+	b.t.Helper()
+	b.enis++
+	e := ec2.ENI{
+		ID:              fmt.Sprintf("eni-%d", b.enis),
+		MAC:             net.HardwareAddr{2, 0, 0, 0, 0, byte(b.enis)},
+		VPCID:           b.vpc.ID,
+		SourceDestCheck: true,
+		Primary:         netip.MustParseAddr(primary),
+		Attachment:      &ec2.Attachment{InstanceID: instance, Device: device, State: "attached"},
+	}
+	for _, s := range b.subnets {
+		if s.CIDR.Contains(e.Primary) {
+			e.SubnetID = s.ID
+			if s.Public && device == 0 {
+				e.PublicIP = netip.AddrFrom4([4]byte{203, 0, 113, byte(100 + b.enis)})
+			}
+		}
+	}
+	for _, f := range change {
+		f(&e)
+	}
+	b.sync(e)
+	return e
+}
+
+func (b *bed) sync(e ec2.ENI) {
+	b.t.Helper()
+	if err := b.Sync(e); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// ask sends a datagram and a stream and wants both answered by the server given, from the source given.
+func (b *bed) ask(do probe.Do, target, server, source string, opts ...probe.Option) {
+	b.t.Helper()
+	to := netip.AddrPortFrom(netip.MustParseAddr(target), testPort)
+	for name, ask := range map[string]func() (probe.Answer, error){
+		"udp": func() (probe.Answer, error) { return probe.UDP(b.t.Context(), do, to, 64, opts...) },
+		"tcp": func() (probe.Answer, error) { return probe.TCP(b.t.Context(), do, to, 3000, opts...) },
+	} {
+		got, err := ask()
+		if err != nil {
+			b.t.Errorf("%s %s: %v", name, target, err)
+			continue
+		}
+		if got.Server != server || got.Source.String() != source {
+			b.t.Errorf("%s %s: %s answered and saw %s, want %s and %s", name, target, got.Server, got.Source, server, source)
+		}
+	}
+}
+
+// silence wants no answer to a datagram.
+func (b *bed) silence(do probe.Do, target string, opts ...probe.Option) {
+	b.t.Helper()
+	to := netip.AddrPortFrom(netip.MustParseAddr(target), testPort)
+	if got, err := probe.UDP(b.t.Context(), do, to, 64, append(opts, probe.Timeout(silent))...); err == nil {
+		b.t.Errorf("udp %s: %s answered and saw %s, want silence", target, got.Server, got.Source)
+	}
+}
+
+// drops wants exactly these drops, each as "cause eni instance source destination packets".
+func (b *bed) drops(want ...string) {
+	b.t.Helper()
+	drops, err := b.Drops()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var got []string
+	for _, d := range drops {
+		got = append(got, fmt.Sprintf("%s %s %s %s %s %d", d.Cause, d.ENI, d.Instance, d.Source, d.Destination, d.Packets))
+	}
+	if g, w := strings.Join(got, "\n"), strings.Join(want, "\n"); g != w {
+		b.t.Errorf("drops:\n%s\nwant:\n%s", g, w)
+	}
+}
+
+// configure brings a hot-plugged interface up as a CNI would: own address, own table, source routing.
+func (b *bed) configure(instance, link string, e ec2.ENI) {
+	b.t.Helper()
+	ns := b.nodes[instance]
+	var subnet netip.Prefix
+	for _, s := range b.subnets {
+		if s.ID == e.SubnetID {
+			subnet = s.CIDR
+		}
+	}
+	table := fmt.Sprint(e.Attachment.Device + 1)
+	ns.Run("ip", "addr", "add", netip.PrefixFrom(e.Primary, subnet.Bits()).String(), "dev", link, "noprefixroute")
+	ns.Run("ip", "link", "set", link, "up")
+	ns.Run("ip", "route", "add", GatewayAddr(subnet).String(), "dev", link, "scope", "link", "table", table)
+	ns.Run("ip", "route", "add", "default", "via", GatewayAddr(subnet).String(), "dev", link, "table", table)
+	for _, p := range addressesOf(e) {
+		if p.Addr().Is4() {
+			ns.Run("ip", "rule", "add", "from", p.String(), "lookup", table)
+		}
+	}
+}
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
