@@ -1,14 +1,18 @@
 package hostnet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -44,7 +48,7 @@ func newNode(t testing.TB, links int) *node {
 
 func (n *node) open() *Host {
 	n.t.Helper()
-	h, err := New(Options{NetNS: n.FD()})
+	h, err := New(Options{NetNS: n.FD(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -77,7 +81,8 @@ func (n *node) applyTwice(cfg Config) {
 	}
 }
 
-// state is what the tools of the trade say about the host.
+// state is what the tools of the trade say about rules, routes and nftables. Rules of one priority and objects of the
+// nftables table are sorted: their order is that of their creation and means nothing.
 func (n *node) state() string {
 	n.t.Helper()
 	var b strings.Builder
@@ -86,22 +91,47 @@ func (n *node) state() string {
 			fmt.Fprintf(&b, "# %s\n%s\n", title, text)
 		}
 	}
-	section("ip rule", n.Run("ip", "-details", "rule"))
+	section("ip rule", sortRules(n.Run("ip", "-details", "rule")))
 	section("ip route show table main", n.Run("ip", "-details", "route", "show", "table", "main"))
 	for _, t := range []int{2, 3, 4, 10102, names.TablePods} {
 		out := n.Run("sh", "-c", fmt.Sprintf("ip -details route show table %d 2>/dev/null || true", t))
 		section(fmt.Sprintf("ip route show table %d", t), out)
 	}
-	section("ip address", n.addresses())
-	section("rp_filter", n.Run("sh", "-c", "cd /proc/sys/net/ipv4/conf && grep . eth*/rp_filter"))
-	section("nft list table ip vpc-cni", n.Run("sh", "-c", "nft list table ip vpc-cni 2>/dev/null || true"))
+	section("nft list table ip vpc-cni", sortBlocks(n.Run("sh", "-c", "nft list table ip vpc-cni 2>/dev/null || true")))
 	return b.String()
 }
 
-func (n *node) addresses() string {
+// linkState is what the tools say about the links themselves.
+func (n *node) linkState() string {
 	n.t.Helper()
-	return n.Run("sh", "-c",
-		"ip -oneline -4 address show scope global | awk '{print $2, $4, ($0 ~ /noprefixroute/) ? \"noprefixroute\" : \"\"}'")
+	return "# links\n" + n.Run("sh", "-c", `for l in eth0 eth1 eth2 eth3; do
+		echo $l rp_filter $(cat /proc/sys/net/ipv4/conf/$l/rp_filter) \
+			$(ip -oneline link show $l | grep -oE 'mtu [0-9]+|state [A-Z]+') \
+			$(ip -oneline -4 address show dev $l | awk '{print $4, ($0 ~ /noprefixroute/) ? "noprefixroute" : ""}')
+	done`)
+}
+
+func sortRules(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	slices.SortStableFunc(lines, func(a, b string) int {
+		pa, pb := strings.SplitN(a, ":", 2), strings.SplitN(b, ":", 2)
+		na, _ := strconv.Atoi(pa[0])
+		nb, _ := strconv.Atoi(pb[0])
+		return cmp.Or(cmp.Compare(na, nb), cmp.Compare(a, b))
+	})
+	return strings.Join(lines, "\n")
+}
+
+// sortBlocks sorts the sets and chains of a table as nft prints it.
+func sortBlocks(text string) string {
+	text = strings.TrimSuffix(strings.TrimSpace(text), "\n}")
+	head, body, ok := strings.Cut(text, "\n")
+	if !ok {
+		return text
+	}
+	blocks := strings.Split(body, "\n\n")
+	slices.Sort(blocks)
+	return head + "\n" + strings.Join(blocks, "\n\n") + "\n}"
 }
 
 // golden compares text with a file under testdata.
@@ -218,12 +248,12 @@ func scenarios() []scenario {
 		{"several-vpc-cidrs", with(three, func(c *Config) {
 			c.VPCCIDRs = prefixes("100.65.0.0/16", "10.0.0.0/16", "10.1.0.0/16", "100.64.0.0/16")
 		})},
-		{"second-card", config(primaryENI("10.0.1.11"), with2(secondaryENI(2, "100.64.2.11"), 1))},
+		{"second-card", config(primaryENI("10.0.1.11"), onCard(1, secondaryENI(2, "100.64.2.11")))},
 		{"antispoof", with(three, func(c *Config) { c.Antispoof = true })},
 	}
 }
 
-func with2(e ENI, card int) ENI {
+func onCard(card int, e ENI) ENI {
 	e.Card = card
 	return e
 }
@@ -234,7 +264,7 @@ func TestGolden(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, 4)
 			n.applyTwice(s.cfg)
-			golden(t, s.name, n.state())
+			golden(t, s.name, n.state()+n.linkState())
 		})
 	}
 }
