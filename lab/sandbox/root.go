@@ -31,6 +31,7 @@ var private = []struct {
 	{"/etc/cni/net.d", 0o755},
 	{"/opt/cni/bin", 0o755},
 	{"/opt/vpclab/bin", 0o755},
+	{"/opt/vpclab/share", 0o755},
 	{"/var/lib/cni", 0o755},
 	{"/var/log", 0o755},
 	{"/var/tmp", 0o777 | os.ModeSticky},

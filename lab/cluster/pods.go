@@ -1,0 +1,373 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"vpccni/lab/node"
+)
+
+// podInterface is the name of a pod's interface, as Kubernetes' runtimes have it.
+const podInterface = "eth0"
+
+// cleanUpTimeout bounds the DEL that follows a failed ADD.
+const cleanUpTimeout = 30 * time.Second
+
+// Pod is a pod's sandbox that is ready.
+type Pod struct {
+	Node      string     `json:"node"`
+	Namespace string     `json:"namespace"`
+	Name      string     `json:"name"`
+	UID       string     `json:"uid"`
+	ID        string     `json:"id"` // of the sandbox
+	Address   netip.Addr `json:"address"`
+	// Addresses are all that the plugins reported, with their prefix lengths.
+	Addresses []netip.Prefix `json:"addresses"`
+	NetNS     string         `json:"netns"` // path on the node
+	Took      time.Duration  `json:"took"`  // of the ADD
+}
+
+// podSandbox is a sandbox in any state.
+type podSandbox struct {
+	Pod
+	node  *Node
+	state sandboxState
+	why   error // of a broken one
+
+	mu sync.Mutex
+	ns *os.File // nil once it is gone
+}
+
+type sandboxState int
+
+const (
+	creating sandboxState = iota
+	readyState
+	deleting
+	// broken sandboxes could not be made, or not be cleaned up, or lost their node's power. A kubelet asks for
+	// their DEL until it succeeds; here CollectGarbage or PodDel does.
+	broken
+)
+
+func (s *podSandbox) closeNS() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ns != nil {
+		_ = s.ns.Close()
+		s.ns = nil
+	}
+}
+
+// netns is the pod's network namespace, open until the pod goes.
+func (s *podSandbox) netns() (*os.File, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ns == nil {
+		return nil, fmt.Errorf("pod %s/%s on %s is gone", s.Namespace, s.Name, s.node.Name)
+	}
+	return s.ns, nil
+}
+
+// PodAdd makes a pod's sandbox on a node: a network namespace, wired by the node's CNI configuration. Where that
+// fails it is cleaned up as a container runtime does, by DEL.
+func (c *Cluster) PodAdd(ctx context.Context, nodeName, namespace, name string) (Pod, error) {
+	n, err := c.Node(nodeName)
+	if err != nil {
+		return Pod{}, err
+	}
+	s, err := c.newSandbox(n, namespace, name)
+	if err != nil {
+		return Pod{}, err
+	}
+	err = s.add(ctx)
+	if err == nil {
+		c.setState(s, readyState, nil)
+		return s.Pod, nil
+	}
+	err = fmt.Errorf("pod %s/%s on %s: %w", namespace, name, n.Name, err)
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
+	defer cancel()
+	if delErr := s.del(clean); delErr != nil {
+		c.setState(s, broken, delErr)
+		return Pod{}, errors.Join(err, fmt.Errorf("cleaning up: %w", delErr))
+	}
+	c.forget(s)
+	return Pod{}, err
+}
+
+// PodDel deletes a pod: DEL of all its sandboxes, also of those that are left of failed attempts. Deleting what is
+// gone is no error.
+func (c *Cluster) PodDel(ctx context.Context, nodeName, namespace, name string) error {
+	n, err := c.Node(nodeName)
+	if err != nil {
+		return err
+	}
+	return c.delete(ctx, func(s *podSandbox) bool {
+		return s.node == n && s.Namespace == namespace && s.Name == name
+	})
+}
+
+// CollectGarbage repeats the DEL of sandboxes that are left of failed attempts, as kubelets do.
+func (c *Cluster) CollectGarbage(ctx context.Context) error {
+	return c.delete(ctx, func(s *podSandbox) bool { return s.state == broken })
+}
+
+func (c *Cluster) delete(ctx context.Context, want func(*podSandbox) bool) error {
+	c.mu.Lock()
+	var chosen []*podSandbox
+	var errs []error
+	for _, s := range c.sandboxes {
+		if !want(s) {
+			continue
+		}
+		if s.state == creating || s.state == deleting {
+			errs = append(errs, fmt.Errorf("pod %s/%s on %s is busy", s.Namespace, s.Name, s.node.Name))
+			continue
+		}
+		s.state = deleting
+		chosen = append(chosen, s)
+	}
+	c.mu.Unlock()
+	slices.SortFunc(chosen, func(a, b *podSandbox) int { return cmp.Compare(a.ID, b.ID) })
+	for _, s := range chosen {
+		if err := s.del(ctx); err != nil {
+			c.setState(s, broken, err)
+			errs = append(errs, fmt.Errorf("pod %s/%s on %s: %w", s.Namespace, s.Name, s.node.Name, err))
+			continue
+		}
+		c.forget(s)
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Cluster) newSandbox(n *Node, namespace, name string) (*podSandbox, error) {
+	if namespace == "" || name == "" {
+		return nil, errors.New("a pod needs a namespace and a name")
+	}
+	id := make([]byte, 32)
+	_, _ = rand.Read(id) // never fails
+	s := &podSandbox{node: n, Pod: Pod{Node: n.Name, Namespace: namespace, Name: name, ID: hex.EncodeToString(id)}}
+	s.UID = fmt.Sprintf("%x-%x-4%x-8%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:16])[:36]
+	s.NetNS = "/run/netns/cni-" + s.UID
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, other := range c.sandboxes {
+		if other.node == n && other.Namespace == namespace && other.Name == name && other.state != broken {
+			return nil, fmt.Errorf("pod %s/%s is on %s already", namespace, name, n.Name)
+		}
+	}
+	c.sandboxes[s.ID] = s
+	return s, nil
+}
+
+func (c *Cluster) setState(s *podSandbox, state sandboxState, why error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.state, s.why = state, why
+}
+
+func (c *Cluster) forget(s *podSandbox) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.sandboxes, s.ID)
+}
+
+// losePods marks what a power cut has taken.
+func (c *Cluster) losePods(n *Node) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.sandboxes {
+		if s.node == n {
+			s.state, s.why = broken, errors.New("its node lost power")
+			s.closeNS()
+		}
+	}
+}
+
+// Pods are the pods that are ready, by node, namespace and name; a node of "" is every node.
+func (c *Cluster) Pods(nodeName string) []Pod {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pods := []Pod{}
+	for _, s := range c.sandboxes {
+		if s.state == readyState && (nodeName == "" || s.node.Name == nodeName) {
+			pods = append(pods, s.Pod)
+		}
+	}
+	slices.SortFunc(pods, func(a, b Pod) int {
+		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return pods
+}
+
+// Broken says which sandboxes wait for CollectGarbage, and why.
+func (c *Cluster) Broken() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var list []string
+	for _, s := range c.sandboxes {
+		if s.state == broken {
+			list = append(list, fmt.Sprintf("%s %s/%s: %v", s.node.Name, s.Namespace, s.Name, s.why))
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+func (c *Cluster) pod(nodeName, namespace, name string) (*podSandbox, error) {
+	n, err := c.Node(nodeName)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.sandboxes {
+		if s.node == n && s.Namespace == namespace && s.Name == name && s.state == readyState {
+			return s, nil
+		}
+	}
+	return nil, fmt.Errorf("there is no pod %s/%s on %s", namespace, name, n.Name)
+}
+
+// PodDo runs f on a thread in a pod's network namespace (and its node's other namespaces). Sockets that f opens stay
+// in it.
+func (c *Cluster) PodDo(nodeName, namespace, name string, f func() error) error {
+	s, err := c.pod(nodeName, namespace, name)
+	if err != nil {
+		return err
+	}
+	ns, err := s.netns()
+	if err != nil {
+		return err
+	}
+	return s.node.os.DoIn(ns, f)
+}
+
+// PodCommand prepares a program to run in a pod's network namespace.
+func (c *Cluster) PodCommand(ctx context.Context, nodeName, namespace, name, program string, args ...string) (*node.Cmd, error) {
+	s, err := c.pod(nodeName, namespace, name)
+	if err != nil {
+		return nil, err
+	}
+	ns, err := s.netns()
+	if err != nil {
+		return nil, err
+	}
+	return s.node.os.CommandIn(ctx, ns, program, args...), nil
+}
+
+// add makes the namespace and runs the chain.
+func (s *podSandbox) add(ctx context.Context) error {
+	list, err := s.node.cniConfig()
+	if err != nil {
+		return err
+	}
+	ns, err := s.node.os.NewNetNS(s.NetNS)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.ns = ns
+	s.mu.Unlock()
+	started := time.Now()
+	return s.node.os.Do(func() error {
+		raw, err := s.node.cni().AddNetworkList(ctx, list, s.runtime())
+		s.Took = time.Since(started)
+		if err != nil {
+			return err
+		}
+		result, err := types100.NewResultFromResult(raw)
+		if err != nil {
+			return fmt.Errorf("result of the plugins: %w", err)
+		}
+		return s.take(result)
+	})
+}
+
+// take notes what the plugins report of the pod's own interface.
+func (s *podSandbox) take(result *types100.Result) error {
+	for _, ip := range result.IPs {
+		addr, ok := netip.AddrFromSlice(ip.Address.IP)
+		if !ok {
+			return fmt.Errorf("result of the plugins: address %s", ip.Address.IP)
+		}
+		ones, _ := ip.Address.Mask.Size()
+		s.Addresses = append(s.Addresses, netip.PrefixFrom(addr.Unmap(), ones))
+	}
+	if len(s.Addresses) == 0 {
+		return errors.New("result of the plugins: no address")
+	}
+	s.Address = s.Addresses[0].Addr()
+	return nil
+}
+
+// del undoes add, as far as it got.
+func (s *podSandbox) del(ctx context.Context) error {
+	list, err := s.node.cniConfig()
+	if err != nil {
+		return err
+	}
+	err = s.node.os.Do(func() error {
+		rt := s.runtime()
+		if _, err := os.Stat(s.NetNS); err != nil {
+			// What a runtime says of a namespace that is no more.
+			rt.NetNS = ""
+		}
+		return s.node.cni().DelNetworkList(ctx, list, rt)
+	})
+	if err != nil {
+		return err
+	}
+	s.closeNS()
+	return s.node.os.RemoveNetNS(s.NetNS)
+}
+
+// runtime is what containerd passes to plugins.
+func (s *podSandbox) runtime() *libcni.RuntimeConf {
+	return &libcni.RuntimeConf{
+		ContainerID: s.ID, NetNS: s.NetNS, IfName: podInterface,
+		Args: [][2]string{
+			{"IgnoreUnknown", "1"},
+			{"K8S_POD_NAMESPACE", s.Namespace},
+			{"K8S_POD_NAME", s.Name},
+			{"K8S_POD_INFRA_CONTAINER_ID", s.ID},
+			{"K8S_POD_UID", s.UID},
+		},
+		CapabilityArgs: map[string]any{"io.kubernetes.cri.pod-annotations": map[string]string{}},
+	}
+}
+
+func (n *Node) cni() *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir([]string{cniBin}, cniCache, nil)
+}
+
+// cniConfig reads the first configuration in the node's directory, as runtimes do.
+func (n *Node) cniConfig() (*libcni.NetworkConfigList, error) {
+	files, err := libcni.ConfFiles(n.disk(cniConf), []string{".conflist"})
+	if err != nil {
+		return nil, err
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("no CNI configuration in %s of %s: is its CNI up?", cniConf, n.Name)
+	}
+	slices.Sort(files)
+	list, err := libcni.ConfListFromFile(files[0])
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", strings.TrimPrefix(files[0], filepath.Clean(n.os.Disk())), err)
+	}
+	return list, nil
+}
