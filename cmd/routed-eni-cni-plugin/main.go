@@ -7,18 +7,16 @@ import (
 	"os"
 
 	"vpccni/cmd/routed-eni-cni-plugin/plugin"
+	"vpccni/pkg/version"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	cniversion "github.com/containernetworking/cni/pkg/version"
 )
 
-// version is set by the linker.
-var version = "dev"
-
 func main() {
 	ctx, cancel := context.WithDeadline(context.Background(), plugin.ProcessStart().Add(plugin.Timeout))
 	defer cancel()
-	p := plugin.Plugin{Version: version, Stdout: os.Stdout}
+	p := plugin.Plugin{Version: version.Version, Stdout: os.Stdout}
 	with := func(run func(context.Context, *skel.CmdArgs) error) func(*skel.CmdArgs) error {
 		return func(args *skel.CmdArgs) error { return run(ctx, args) }
 	}
@@ -28,5 +26,5 @@ func main() {
 		Check:  with(p.Check),
 		GC:     with(p.GC),
 		Status: with(p.Status),
-	}, cniversion.All, "AWS CNI "+version)
+	}, cniversion.All, "AWS CNI "+version.Version)
 }

@@ -18,6 +18,7 @@ import (
 	"vpccni/cmd/routed-eni-cni-plugin/ipamdtest"
 	"vpccni/pkg/networkutils/names"
 	"vpccni/pkg/networkutils/nstest"
+	"vpccni/pkg/version"
 	"vpccni/rpc"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +31,7 @@ const pluginVar = "VPCCNI_TEST_BE_THE_PLUGIN"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(pluginVar) != "" {
-		version = "v1.2.3-test"
+		version.Version = "v1.2.3-test"
 		main()
 		return
 	}
@@ -124,6 +125,7 @@ func (n *node) run(command string, s sandbox) (string, bool) {
 		cmd.Env = []string{
 			pluginVar + "=1", "CNI_COMMAND=" + command, "CNI_CONTAINERID=" + s.id, "CNI_NETNS=" + s.netns, "CNI_IFNAME=eth0",
 			"CNI_PATH=/opt/cni/bin", "CNI_ARGS=" + s.args,
+			"GORACE=atexit_sleep_ms=0", // a race build would sleep a second in each of the executions
 		}
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(n.stdin(s)), &stdout, &stderr
 		return cmd.Run()

@@ -14,6 +14,9 @@ import (
 // maxLogSize bounds the log file, in bytes; one older file of that size is kept beside it.
 const maxLogSize = 20 << 20
 
+// timeFormat is ISO 8601 with milliseconds, as ipamd's log has it.
+const timeFormat = "2006-01-02T15:04:05.000Z0700"
+
 // newLogger writes JSON lines to the file. A log that cannot be written is no reason to refuse a pod, so stderr, where
 // runtimes collect it, stands in. So it does for stdout, which belongs to CNI's result.
 func newLogger(file, level string) *slog.Logger {
@@ -23,15 +26,15 @@ func newLogger(file, level string) *slog.Logger {
 			out = f
 		}
 	}
-	return slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: parseLevel(level), ReplaceAttr: upstreamKeys}))
+	return slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: parseLevel(level), ReplaceAttr: knownKeys}))
 }
 
-// upstreamKeys names the time as log pipelines know it.
-func upstreamKeys(groups []string, a slog.Attr) slog.Attr {
+// knownKeys writes level and time as log pipelines know them.
+func knownKeys(groups []string, a slog.Attr) slog.Attr {
 	switch {
 	case len(groups) > 0:
 	case a.Key == slog.TimeKey:
-		a.Key = "ts"
+		a = slog.String("ts", a.Value.Time().Format(timeFormat))
 	case a.Key == slog.LevelKey:
 		a.Value = slog.StringValue(strings.ToLower(a.Value.String()))
 	}
