@@ -27,6 +27,9 @@ type Drop struct {
 func (f *Fabric) Drops() ([]Drop, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.vpc == nil {
+		return nil, errClosed
+	}
 	totals, err := f.totals(f.nft.GetNamedObjects)
 	if err != nil {
 		return nil, err
@@ -67,6 +70,9 @@ func (f *Fabric) Drops() ([]Drop, error) {
 func (f *Fabric) ResetDrops() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.vpc == nil {
+		return errClosed
+	}
 	for _, c := range causes {
 		if c.v4 {
 			f.nft.FlushSet(f.rules.setNamed(detailSet(c.cause, false)))
@@ -78,8 +84,15 @@ func (f *Fabric) ResetDrops() error {
 	if err := f.nft.Flush(); err != nil {
 		return fmt.Errorf("reset drops: %w", err)
 	}
-	_, err := f.totals(f.nft.ResetNamedObjects)
-	return err
+	if _, err := f.totals(f.nft.ResetNamedObjects); err != nil {
+		return err
+	}
+	// Links that are gone were kept for the drops that named them.
+	clear(f.links)
+	for id, p := range f.ports {
+		f.links[p.name] = owner{eni: id, instance: p.spec.instance}
+	}
+	return nil
 }
 
 // totals reads the counter of each cause.

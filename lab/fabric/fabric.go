@@ -71,6 +71,8 @@ type Fabric struct {
 	numbers struct{ link, vpc uint32 }
 }
 
+var errClosed = errors.New("fabric is closed")
+
 var _ ec2.Plane = (*Fabric)(nil)
 
 // owner says whose a link of the router is.
@@ -116,9 +118,6 @@ func (f *Fabric) Close() error {
 			}
 		}
 	}
-	if f.nft != nil {
-		errs = append(errs, f.nft.CloseLasting())
-	}
 	for _, ns := range f.nodes {
 		ns.close()
 	}
@@ -147,6 +146,9 @@ func (f *Fabric) Do(host Host, fn func() error) error {
 func (f *Fabric) AddNode(instanceID string, netns *os.File) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.vpc == nil {
+		return errClosed
+	}
 	if f.nodes[instanceID] != nil {
 		return fmt.Errorf("instance %s has a network namespace already", instanceID)
 	}
@@ -181,7 +183,7 @@ func (f *Fabric) RemoveNode(instanceID string) {
 		ns.close()
 		delete(f.nodes, instanceID)
 	}
-	if err := f.applyShared(); err != nil {
+	if err := f.applyShared(); err != nil && !errors.Is(err, errClosed) {
 		f.log.Error("update the router after a node was removed", "instance", instanceID, "err", err)
 	}
 }
@@ -233,7 +235,14 @@ func (f *Fabric) SyncVPC(v ec2.VPC, subnets []ec2.Subnet) error {
 	state.VPC = v
 	state.CIDRs = slices.Clone(v.CIDRs)
 	state.subnets = slices.Clone(subnets)
-	return f.applyShared()
+	errs := []error{f.applyShared()}
+	// An ENI is public or private with its subnet.
+	for _, id := range slices.Sorted(maps.Keys(f.enis)) {
+		if f.enis[id].VPCID == v.ID {
+			errs = append(errs, f.apply(id))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // apply brings one ENI from how it is plugged in to how EC2 wants it.

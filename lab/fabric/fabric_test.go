@@ -30,7 +30,13 @@ type bed struct {
 
 func newBed(t *testing.T) *bed {
 	t.Helper()
-	f, err := New(Options{Log: slog.New(slog.DiscardHandler)})
+	return newBedWith(t, Options{})
+}
+
+func newBedWith(t *testing.T, o Options) *bed {
+	t.Helper()
+	o.Log = slog.New(slog.DiscardHandler)
+	f, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package fabric
 
 import (
+	"errors"
 	"flag"
 	"net"
 	"net/netip"
@@ -226,6 +227,76 @@ func TestManyAddresses(t *testing.T) {
 	b.sync(e)
 	if got := strings.Count(b.router("ip", "route"), "via 100.64.0.10"); got != 0 {
 		t.Errorf("%d routes, want none", got)
+	}
+}
+
+func TestDropsBeyondTheDetails(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	n := b.node("i-1")
+	b.eni("i-1", 0, "10.0.1.10")
+	const sent = detailSize + 100
+	err := n.Do(func() error {
+		conn, err := net.ListenPacket("udp4", ":0")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		to := addr("10.0.100.0")
+		for range sent {
+			if _, err := conn.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 9))); err != nil {
+				return err
+			}
+			to = to.Next()
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	drops, err := b.Drops()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var packets, unnamed, size uint64
+	for _, d := range drops {
+		packets += d.Packets
+		size += d.Bytes
+		if !d.Source.IsValid() {
+			unnamed += d.Packets
+		}
+		if d.Cause != DestinationNotAssigned {
+			t.Errorf("unexpected %+v", d)
+		}
+	}
+	if packets != sent || unnamed == 0 || size != sent*(20+8+1) {
+		t.Errorf("%d packets of %d bytes in all, %d unnamed; want %d of %d, and some unnamed", packets, size, unnamed, sent, sent*29)
+	}
+	if err := b.ResetDrops(); err != nil {
+		t.Fatal(err)
+	}
+	b.drops()
+}
+
+func TestClosed(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	n := b.node("i-1")
+	b.eni("i-1", 0, "10.0.1.10")
+	for range 2 {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if links := n.Run("ip", "-o", "link"); strings.Contains(links, "eth") {
+		t.Errorf("interfaces outlive the fabric:\n%s", links)
+	}
+	b.RemoveNode("i-1")
+	_, err := b.Drops()
+	for _, err := range []error{err, b.ResetDrops(), b.AddNode("i-2", nil), b.SyncVPC(b.vpc, b.subnets)} {
+		if !errors.Is(err, errClosed) {
+			t.Errorf("got %v, want %v", err, errClosed)
+		}
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/google/nftables"
+	nfnetlink "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
@@ -67,6 +69,13 @@ func openNamespace(file *os.File) (*namespace, error) {
 		return nil, fmt.Errorf("bound netlink requests: %w", err)
 	}
 	return &namespace{file: file, Handle: handle}, nil
+}
+
+// nftables returns a client that opens a socket in the namespace for each transaction or reading.
+func (n *namespace) nftables() (*nftables.Conn, error) {
+	return nftables.New(nftables.WithNetNSFd(int(n.file.Fd())), nftables.WithSockOptions(func(c *nfnetlink.Conn) error {
+		return c.SetDeadline(time.Now().Add(kernelTimeout))
+	}))
 }
 
 // dup returns a descriptor of its own for the same namespace.

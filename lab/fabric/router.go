@@ -68,7 +68,7 @@ func (f *Fabric) build(more []PeeredHost) error {
 	case !errors.Is(err, os.ErrNotExist):
 		return err
 	}
-	if f.nft, err = nftables.New(nftables.WithNetNSFd(int(f.vpc.file.Fd())), nftables.AsLasting()); err != nil {
+	if f.nft, err = f.vpc.nftables(); err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	if err := f.rules.install(f.nft); err != nil {
@@ -229,6 +229,9 @@ func interval(set string, p netip.Prefix) setElement {
 
 // applyShared brings the router's addresses, ranges and sets to what is wanted; what is wanted already costs nothing.
 func (f *Fabric) applyShared() error {
+	if f.vpc == nil {
+		return errClosed
+	}
 	want := wantShared(f.vpcs, f.ports)
 	if f.applied.addrs == nil {
 		f.applied = wantShared(nil, nil)

@@ -2,6 +2,8 @@ package fabric
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
@@ -53,6 +55,9 @@ var causes = []struct {
 // counted all the same, without saying whose they are.
 const detailSize = 4096
 
+// linkLocalServices are the ranges of IMDS and the resolver. They are there for ENIs only.
+var linkLocalServices = []netip.Prefix{netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fd00:ec2::/32")}
+
 // detailSet holds, per cause, who sent what to whom, and how much of it.
 func detailSet(c Cause, v6 bool) string {
 	if v6 {
@@ -86,11 +91,15 @@ func newRuleset() *ruleset {
 	pre := r.chain("from_anywhere", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
 	r.rule(pre, iifname("lo"), accept())
 	r.rule(pre, neighbourDiscovery(), accept())
+	r.rule(pre, within(netip.MustParsePrefix("fe80::/10"), false), accept()) // never forwarded
 	r.rule(pre, notUnicast(), drop())
 	r.rule(pre, in(setUnchecked, meta(expr.MetaKeyIIFNAME, 1)), jump("to_somewhere", expr.VerdictGoto))
 	r.rule(pre, fibMissing(&expr.Fib{FlagSADDR: true, FlagIIF: true}), jump(drops[SourceNotAssigned].Name, expr.VerdictGoto))
 	to := r.chain("to_somewhere", "", nil, nil)
 	r.rule(pre, jump(to.Name, expr.VerdictGoto))
+	for _, p := range linkLocalServices {
+		r.rule(to, notENI(expr.MetaKeyIIFGROUP), within(p, true), jump(drops[DestinationNotAssigned].Name, expr.VerdictGoto))
+	}
 	r.rule(to, fibLocal(), accept())
 	r.rule(to, fibMissing(&expr.Fib{FlagDADDR: true}), jump(drops[DestinationNotAssigned].Name, expr.VerdictGoto))
 	// Only the NAT gateway needs connections.
@@ -208,6 +217,18 @@ func oifname(name string) []expr.Any {
 	return append(meta(expr.MetaKeyOIFNAME, 1), compare(expr.CmpOpEq, ifname(name)))
 }
 
+// within matches packets whose source or destination is in p.
+func within(p netip.Prefix, destination bool) []expr.Any {
+	size, proto := uint32(p.Addr().BitLen()/8), byte(unix.NFPROTO_IPV4)
+	if p.Addr().Is6() {
+		proto = unix.NFPROTO_IPV6
+	}
+	return slices.Concat(family(proto), address(1, size, destination), []expr.Any{
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: size, Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen()), Xor: make([]byte, size)},
+		compare(expr.CmpOpEq, p.Masked().Addr().AsSlice()),
+	})
+}
+
 // not turns the comparison that ends a match around.
 func not(match []expr.Any) []expr.Any {
 	if c, ok := match[len(match)-1].(*expr.Cmp); ok {
@@ -216,8 +237,10 @@ func not(match []expr.Any) []expr.Any {
 	return match
 }
 
-func isENI(group expr.MetaKey) []expr.Any {
-	return append(meta(group, 1), compare(expr.CmpOpNeq, binaryutil.NativeEndian.PutUint32(0)))
+func isENI(group expr.MetaKey) []expr.Any { return not(notENI(group)) }
+
+func notENI(group expr.MetaKey) []expr.Any {
+	return append(meta(group, 1), compare(expr.CmpOpEq, binaryutil.NativeEndian.PutUint32(0)))
 }
 
 func family(proto byte) []expr.Any {

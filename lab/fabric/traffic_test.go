@@ -195,6 +195,44 @@ func TestInternetAndOnPrem(t *testing.T) {
 	)
 }
 
+func TestServicesAreForENIsOnly(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.serve("vpc", b.at(HostVPC))
+	b.silence(b.at(HostOnPrem), IMDSAddr.String())
+	b.silence(b.at(HostInternet), IMDSAddr6.String())
+	b.drops(
+		"destination-not-assigned   192.0.2.10 169.254.169.254 1",
+		"destination-not-assigned   "+InternetAddr6.String()+" fd00:ec2::254 1",
+	)
+	b.ask(b.at(HostInternet), EC2Addr.String(), "vpc", InternetAddr.String())
+}
+
+func TestSubnetBecomesPublic(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	n := b.node("i-1")
+	b.eni("i-1", 0, "10.0.2.10", func(e *ec2.ENI) { e.PublicIP = addr("203.0.113.99") })
+	b.ask(n.Do, InternetAddr.String(), "internet", NATAddr.String())
+	b.subnets[1].Public = true
+	b.syncVPC()
+	b.ask(n.Do, InternetAddr.String(), "internet", "10.0.2.10")
+	b.drops()
+}
+
+func TestMoreHosts(t *testing.T) {
+	t.Parallel()
+	const branch Host = "branch"
+	b := newBedWith(t, Options{MoreHosts: []PeeredHost{{Name: branch, Addr: prefix("192.0.3.7/24")}}})
+	b.serve("branch", b.at(branch))
+	n := b.node("i-1")
+	b.eni("i-1", 0, "10.0.2.10")
+	b.ask(n.Do, "192.0.3.7", "branch", "10.0.2.10")
+	b.ask(b.at(branch), "10.0.2.10", "i-1", "192.0.3.7")
+	b.ask(b.at(branch), OnPremAddr.String(), "onprem", "192.0.3.7")
+	b.drops()
+}
+
 func TestRangeAddedWhileRunning(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

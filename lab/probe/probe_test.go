@@ -123,8 +123,8 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
+// Not in parallel: a program that another test starts holds every socket for the moment between fork and exec.
 func TestServeEndsWithItsListeners(t *testing.T) {
-	t.Parallel()
 	ns := nstest.New(t)
 	for range 3 {
 		s, err := Serve(t.Context(), "bob", ns.Do, port, port+1)

@@ -69,8 +69,11 @@ func Serve(ctx context.Context, name string, do Do, ports ...uint16) (*Server, e
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	s := &Server{name: name, cancel: cancel, done: make(chan struct{})}
-	stop := context.AfterFunc(ctx, closeAll)
 	var serving sync.WaitGroup
+	serving.Go(func() {
+		<-ctx.Done()
+		closeAll()
+	})
 	for i := range tcps {
 		serving.Go(func() { s.serveTCP(ctx, tcps[i]) })
 		serving.Go(func() { s.serveUDP(ctx, udps[i]) })
@@ -78,13 +81,11 @@ func Serve(ctx context.Context, name string, do Do, ports ...uint16) (*Server, e
 	go func() {
 		defer close(s.done)
 		serving.Wait()
-		stop()
-		closeAll()
 	}()
 	return s, nil
 }
 
-// Close stops the server, ends its connections and waits for them.
+// Close stops the server, ends its connections and waits until its ports are free.
 func (s *Server) Close() error {
 	s.cancel()
 	<-s.done
