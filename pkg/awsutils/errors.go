@@ -74,6 +74,8 @@ var classOfCode = map[string]Class{
 	"SignatureDoesNotMatch":       Denied,
 	"UnrecognizedClientException": Denied,
 
+	"InvalidInstanceType": NotFound,
+
 	"InsufficientFreeAddressesInSubnet": InsufficientAddresses,
 	"InsufficientCidrBlocks":            InsufficientPrefixes,
 	"PrivateIpAddressLimitExceeded":     AddressLimit,

@@ -198,7 +198,7 @@ func (i *IMDS) eni(ctx context.Context, mac string, primary bool) (ENI, error) {
 		return ENI{}, r.err
 	}
 	if len(addrs) > 0 {
-		eni.Primary, eni.Secondary = addrs[0], addrs[1:]
+		eni.Primary, eni.Secondary = addrs[0], append(eni.Secondary, addrs[1:]...)
 	}
 	slices.SortFunc(eni.Secondary, netip.Addr.Compare)
 	slices.SortFunc(eni.Prefixes, netip.Prefix.Compare)
