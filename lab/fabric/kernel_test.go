@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"vpccni/lab/ec2"
@@ -276,6 +277,29 @@ func TestDropsBeyondTheDetails(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.drops()
+}
+
+// TestTheProcessStaysWhereItIs: /proc shows the main thread's namespace as the process's, so no work may leave that
+// thread elsewhere, whichever goroutine runs on it.
+func TestTheProcessStaysWhereItIs(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	home, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var calls sync.WaitGroup
+	for range 200 {
+		calls.Go(func() {
+			if err := b.Do(HostOnPrem, func() error { return nil }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	calls.Wait()
+	if now, err := os.Readlink("/proc/self/ns/net"); err != nil || now != home {
+		t.Errorf("the process is in %s (%v), want %s", now, err, home)
+	}
 }
 
 func TestClosed(t *testing.T) {

@@ -102,11 +102,17 @@ func (n *namespace) do(fn func() error) error {
 	})
 }
 
-// onThread runs fn on a thread that ends with it, for fn leaves the thread in another namespace.
+// onThread runs fn on a thread that ends with it, for fn leaves the thread in another namespace. The main thread
+// does not end, and its namespace is what /proc shows as the process's: it is kept busy while another one works.
 func onThread(fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			done <- onThread(fn)
+			runtime.UnlockOSThread()
+			return
+		}
 		done <- fn()
 	}()
 	return <-done

@@ -141,4 +141,7 @@ func TestServeEndsWithItsListeners(t *testing.T) {
 	if _, err := Serve(t.Context(), "no body", ns.Do, port); err == nil {
 		t.Error("a name with white space was accepted")
 	}
+	if _, err := Serve(t.Context(), "bob", ns.Do, 0); err == nil {
+		t.Error("port 0 was accepted")
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,10 +34,14 @@ type Server struct {
 }
 
 // Serve opens TCP and UDP listeners on all addresses of the namespace of do, and serves them until ctx ends or the
-// server is closed. When it returns, the server can be reached. The name must have no white space.
+// server is closed. When it returns, the server can be reached. The name must have no white space, and a port is a
+// number, not 0 for any free one.
 func Serve(ctx context.Context, name string, do Do, ports ...uint16) (*Server, error) {
 	if name == "" || strings.ContainsAny(name, " \t\r\n") {
 		return nil, fmt.Errorf("probe server needs a name without white space, not %q", name)
+	}
+	if slices.Contains(ports, 0) {
+		return nil, fmt.Errorf("probe server %s: port 0", name)
 	}
 	var tcps []net.Listener
 	var udps []*net.UDPConn
