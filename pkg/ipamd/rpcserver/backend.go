@@ -41,35 +41,32 @@ func (b *cniBackend) AddNetwork(ctx context.Context, in *rpc.AddNetworkRequest) 
 
 	var refusal *ipamd.Refusal
 	switch {
-	case err == nil && ctx.Err() == nil:
+	case err == nil:
 		log.Info("address assigned", "address", reply.Address, "device", reply.Device, "table", reply.Table, "took", took)
 		b.observe(Call{Outcome: OutcomeOK, Duration: took})
-		given(ctx, req, reply)
 		return b.addReply(reply), nil
-	case err == nil:
-		given(ctx, req, reply)
-		err = ctx.Err()
-	case errors.As(err, &refusal):
-		log.Warn("no address", "code", refusal.Code, "reason", refusal.Reason, "took", took)
+	case errors.As(err, &refusal): // the allocator has said so in the log
+		log.Debug("no address", "code", refusal.Code, "reason", refusal.Reason, "took", took)
 		b.observe(Call{Outcome: string(refusal.Code), Duration: took})
 		return refused(refusal), nil
 	}
 	b.observe(Call{Outcome: OutcomeError, Duration: took})
 	if ctx.Err() != nil {
-		log.Info("caller gone before its address was ready", "error", err, "took", took)
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 	log.Error("ADD failed", "error", err, "took", took)
 	return refused(&ipamd.Refusal{Code: OutcomeError, Reason: err.Error()}), nil
 }
 
+// add refuses what cannot be asked of the allocator.
 func (b *cniBackend) add(ctx context.Context, req ipamd.AddRequest, multiNIC bool) (ipamd.AddReply, error) {
-	if reason := missing(req.Sandbox); reason != "" {
-		return ipamd.AddReply{}, &ipamd.Refusal{Code: ipamd.CodeInvalid, Reason: reason}
+	reason := missing(req.Sandbox)
+	if reason == "" && multiNIC {
+		reason = "the pod asks for an interface on every network card, but ENABLE_MULTI_NIC is off on this node"
 	}
-	if multiNIC {
-		return ipamd.AddReply{}, &ipamd.Refusal{Code: ipamd.CodeInvalid,
-			Reason: "the pod asks for an interface on every network card, but ENABLE_MULTI_NIC is off on this node"}
+	if reason != "" {
+		b.log.Warn("invalid request", "container", req.ContainerID, "namespace", req.Namespace, "pod", req.Pod, "reason", reason)
+		return ipamd.AddReply{}, &ipamd.Refusal{Code: ipamd.CodeInvalid, Reason: reason}
 	}
 	return b.allocator.Add(ctx, req)
 }

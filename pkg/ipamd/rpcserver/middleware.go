@@ -4,12 +4,10 @@ import (
 	"context"
 	"log/slog"
 	"runtime/debug"
-	"time"
 
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 
 	"vpccni/pkg/ipamd"
@@ -56,51 +54,3 @@ func limitCalls() grpc.UnaryServerInterceptor {
 		return next(ctx, req)
 	}
 }
-
-// undoTimeout bounds taking back an ADD, which ends in a commit of the state.
-const undoTimeout = 10 * time.Second
-
-// undelivered is a stats handler: gRPC tells it, and nobody else, that a reply could not be sent.
-type undelivered struct {
-	undo func(context.Context, ipamd.AddRequest, ipamd.AddReply)
-	log  *slog.Logger
-}
-
-type deliveryKey struct{}
-
-// delivery is what one call has to take back if its reply does not get through. It belongs to the call's goroutine.
-type delivery struct {
-	given bool
-	req   ipamd.AddRequest
-	reply ipamd.AddReply
-}
-
-// given notes that the reply of the call in ctx hands out an address.
-func given(ctx context.Context, req ipamd.AddRequest, reply ipamd.AddReply) {
-	if d, ok := ctx.Value(deliveryKey{}).(*delivery); ok {
-		*d = delivery{given: true, req: req, reply: reply}
-	}
-}
-
-func (u *undelivered) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context {
-	return context.WithValue(ctx, deliveryKey{}, new(delivery))
-}
-
-func (u *undelivered) HandleRPC(ctx context.Context, s stats.RPCStats) {
-	end, ok := s.(*stats.End)
-	if !ok || end.Error == nil || u.undo == nil {
-		return
-	}
-	d, ok := ctx.Value(deliveryKey{}).(*delivery)
-	if !ok || !d.given {
-		return
-	}
-	u.log.Info("reply not delivered, address taken back", "container", d.req.ContainerID, "address", d.reply.Address, "error", end.Error)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-	defer cancel()
-	u.undo(ctx, d.req, d.reply)
-}
-
-func (u *undelivered) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
-
-func (u *undelivered) HandleConn(context.Context, stats.ConnStats) {}

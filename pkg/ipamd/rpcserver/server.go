@@ -42,7 +42,8 @@ const (
 	gracefulTimeout = time.Second
 )
 
-// Allocator is who has the addresses.
+// Allocator is who has the addresses. An ADD whose context ends before its answer leaves nothing assigned; one whose
+// reply is lost after that is released by the DEL that kubelet sends for every sandbox that failed.
 type Allocator interface {
 	Add(context.Context, ipamd.AddRequest) (ipamd.AddReply, error)
 	Del(context.Context, ipamd.DelRequest) (ipamd.DelReply, error)
@@ -77,11 +78,8 @@ const (
 type Options struct {
 	Socket    string
 	Allocator Allocator
-	// Undo takes back an ADD whose reply could not be delivered. It knows whether this very ADD made the allocation
-	// (a repetition must not release what an earlier reply has handed out). May be nil.
-	Undo    func(context.Context, ipamd.AddRequest, ipamd.AddReply)
-	Agent   AgentConfig
-	Observe func(Call) // may be nil
+	Agent     AgentConfig
+	Observe   func(Call) // may be nil
 	// UID is the only user that may connect: root, unless a test says otherwise.
 	UID uint32
 	Log *slog.Logger
@@ -104,7 +102,6 @@ func New(o Options) *Server {
 	s := &Server{socket: o.Socket, health: health.NewServer(), grace: gracefulTimeout, log: o.Log}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(peerCredentials{uid: o.UID, log: o.Log}),
-		grpc.StatsHandler(&undelivered{undo: o.Undo, log: o.Log}),
 		grpc.ChainUnaryInterceptor(recoverPanics(o.Log), limitCalls()),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxRecvMsgSize(maxMessage),

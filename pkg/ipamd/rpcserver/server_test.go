@@ -74,16 +74,6 @@ func (p *pool) Del(_ context.Context, req ipamd.DelRequest) (ipamd.DelReply, err
 	return ipamd.DelReply{Address: a, Device: 1, Table: 2}, nil
 }
 
-func (p *pool) undo(_ context.Context, req ipamd.AddRequest, _ ipamd.AddReply) {
-	_, _ = p.Del(context.Background(), ipamd.DelRequest{Sandbox: req.Sandbox})
-}
-
-func (p *pool) holds() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.held)
-}
-
 // start serves until the test ends and returns a connection to it; stop ends it earlier and returns Serve's error.
 func start(t *testing.T, o Options) (server *Server, conn *grpc.ClientConn, stop func() error) {
 	t.Helper()
@@ -220,46 +210,24 @@ func TestPanicIsAnError(t *testing.T) {
 	}
 }
 
-func TestUndeliverableReplyIsTakenBack(t *testing.T) {
+func TestCallerThatGoesAway(t *testing.T) {
 	t.Parallel()
 	p := newPool(1)
 	entered := make(chan struct{})
 	p.hook = func(ctx context.Context) error {
 		close(entered)
-		<-ctx.Done() // the caller goes while its address is being found
-		return nil
+		<-ctx.Done() // the allocator hears of it
+		return ctx.Err()
 	}
-	undone := make(chan struct{})
-	_, conn, _ := start(t, Options{Allocator: p, Undo: func(ctx context.Context, req ipamd.AddRequest, reply ipamd.AddReply) {
-		if err := ctx.Err(); err != nil {
-			t.Errorf("undo has no time: %v", err)
-		}
-		p.undo(ctx, req, reply)
-		close(undone)
-	}})
+	outcome := make(chan string, 1)
+	_, conn, _ := start(t, Options{Allocator: p, Observe: func(c Call) { outcome <- c.Outcome }})
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-entered; cancel() }()
 	if _, err := rpc.NewCNIBackendClient(conn).AddNetwork(ctx, request("c1")); status.Code(err) != codes.Canceled {
 		t.Errorf("%v", err)
 	}
-	<-undone
-	if n := p.holds(); n != 0 {
-		t.Errorf("%d addresses still held", n)
-	}
-}
-
-func TestDeliveredReplyIsNotTakenBack(t *testing.T) {
-	t.Parallel()
-	p := newPool(1)
-	_, conn, stop := start(t, Options{Allocator: p, Undo: p.undo})
-	if _, err := rpc.NewCNIBackendClient(conn).AddNetwork(t.Context(), request("c1")); err != nil {
-		t.Fatal(err)
-	}
-	if err := stop(); err != nil {
-		t.Fatal(err)
-	}
-	if p.holds() != 1 {
-		t.Error("address taken back")
+	if got := <-outcome; got != OutcomeError {
+		t.Errorf("outcome %s", got)
 	}
 }
 
