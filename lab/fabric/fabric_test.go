@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"vpccni/lab/ec2"
 	"vpccni/lab/probe"
@@ -156,19 +157,28 @@ func (b *bed) silence(do probe.Do, target string, opts ...probe.Option) {
 	}
 }
 
-// drops wants exactly these drops, each as "cause eni instance source destination packets".
+// drops wants exactly these drops, each as "cause eni instance source destination packets". A packet may still be on
+// its way on a busy machine, so they are waited for.
 func (b *bed) drops(want ...string) {
 	b.t.Helper()
-	drops, err := b.Drops()
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	var got []string
-	for _, d := range drops {
-		got = append(got, fmt.Sprintf("%s %s %s %s %s %d", d.Cause, d.ENI, d.Instance, d.Source, d.Destination, d.Packets))
-	}
-	if g, w := strings.Join(got, "\n"), strings.Join(want, "\n"); g != w {
-		b.t.Errorf("drops:\n%s\nwant:\n%s", g, w)
+	wanted := strings.Join(want, "\n")
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		drops, err := b.Drops()
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		var got []string
+		for _, d := range drops {
+			got = append(got, fmt.Sprintf("%s %s %s %s %s %d", d.Cause, d.ENI, d.Instance, d.Source, d.Destination, d.Packets))
+		}
+		seen := strings.Join(got, "\n")
+		if seen == wanted {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Errorf("drops:\n%s\nwant:\n%s", seen, wanted)
+			return
+		}
 	}
 }
 
