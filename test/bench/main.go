@@ -1,0 +1,183 @@
+// bench measures what a pod costs: ADD and DEL of the plugin binary, and the CPU time of a packet, with few and with
+// many pods on the node. Beside each figure it prints the floor measured in the same run: the start of an empty Go
+// program, and plain routing without a rule. docs/benchmarks.md says how to read it.
+//
+// Everything runs in a sandbox of its own; the machine's network is not touched.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"vpccni/lab/sandbox"
+
+	"golang.org/x/sys/unix"
+)
+
+// part is the name of the benchmark inside the sandbox.
+const part = "bench"
+
+func main() {
+	sandbox.Register(part, inside)
+	sandbox.Init()
+	code, err := outside()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(code)
+}
+
+// options are the command line, of the program as of its inside.
+type options struct {
+	short  bool
+	plugin string
+	empty  string
+	only   string
+}
+
+func parseOptions(args []string) (options, error) {
+	var o options
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.BoolVar(&o.short, "short", false, "fewer samples: at most two minutes")
+	flags.StringVar(&o.plugin, "plugin", "", "measure this plugin binary instead of building one")
+	flags.StringVar(&o.only, "only", "", "measure one half only: plugin or packets")
+	flags.StringVar(&o.empty, "empty", "", "an empty Go program, built as the plugin is (default: build one)")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if o.only != "" && o.only != "plugin" && o.only != "packets" {
+		return o, fmt.Errorf("-only %s: must be plugin or packets", o.only)
+	}
+	return o, nil
+}
+
+func (o options) args() []string {
+	args := []string{"-plugin", o.plugin, "-empty", o.empty, "-only", o.only}
+	if o.short {
+		args = append(args, "-short")
+	}
+	return args
+}
+
+// outside builds the programs and runs the benchmark in its sandbox.
+func outside() (int, error) {
+	o, err := parseOptions(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return 0, nil
+	}
+	if err != nil {
+		return 2, err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	dir, err := os.MkdirTemp("", "bench-")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	for _, program := range []struct {
+		path *string
+		pkg  string
+	}{{&o.plugin, "./cmd/routed-eni-cni-plugin"}, {&o.empty, "./test/bench/empty"}} {
+		if *program.path != "" {
+			if *program.path, err = filepath.Abs(*program.path); err != nil {
+				return 1, err
+			}
+			continue
+		}
+		*program.path = filepath.Join(dir, filepath.Base(program.pkg))
+		if err := build(ctx, program.pkg, *program.path); err != nil {
+			return 1, err
+		}
+	}
+	cfg := sandbox.Config{Part: part, Args: o.args(), Stdout: os.Stdout, Stderr: os.Stderr}
+	if name := os.Getenv("BENCH_JSON"); name != "" {
+		file, err := os.Create(name)
+		if err != nil {
+			return 1, err
+		}
+		defer file.Close()
+		cfg.Files = []*os.File{file}
+	}
+	return sandbox.Run(cfg)
+}
+
+// build makes a program as it is shipped.
+func build(ctx context.Context, pkg, out string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", out, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s (run from the project's root): %w\n%s", pkg, err, text)
+	}
+	return nil
+}
+
+func inside() int {
+	o, err := parseOptions(os.Args[1:])
+	if err == nil {
+		err = measure(context.Background(), o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	return 0
+}
+
+// timeLimit ends a benchmark that a slow machine would draw out.
+const timeLimit = 8 * time.Minute
+
+// measure runs both halves, prints their tables and, where one is wanted, the file.
+func measure(ctx context.Context, o options) error {
+	ctx, cancel := context.WithTimeout(ctx, timeLimit)
+	defer cancel()
+	r := report{Machine: describeMachine(), Started: time.Now().UTC().Truncate(time.Second)}
+	size, err := os.Stat(o.plugin)
+	if err != nil {
+		return err
+	}
+	r.PluginBytes = size.Size()
+	var failed []error
+	if o.only != "packets" {
+		r.Plugin, err = measurePlugin(ctx, o)
+		failed = append(failed, err)
+	}
+	if o.only != "plugin" {
+		r.Packets, err = measurePackets(ctx, o)
+		failed = append(failed, err)
+	}
+	if err := errors.Join(failed...); err != nil {
+		return err
+	}
+	r.Seconds = int(time.Since(r.Started).Seconds())
+	r.print(os.Stdout)
+	if files := sandbox.Files(); len(files) > 0 {
+		encoder := json.NewEncoder(files[0])
+		encoder.SetIndent("", "  ")
+		if err := encoder.Encode(r); err != nil {
+			return err
+		}
+	}
+	if n := r.failures(); n > 0 {
+		return fmt.Errorf("%d executions of the plugin failed", n)
+	}
+	return nil
+}
+
+// progress tells a waiting person what goes on.
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "  "+strings.TrimSpace(format)+"\n", args...)
+}
