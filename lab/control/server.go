@@ -69,10 +69,12 @@ type Server struct {
 	Log      *slog.Logger
 }
 
-// Serve answers until ctx ends.
+// Serve answers until ctx ends, and returns when the requests in flight, whose contexts end with it, are answered.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
+	var flying sync.WaitGroup
+	defer flying.Wait()
 	for {
 		conn, err := l.AcceptUnix()
 		if ctx.Err() != nil {
@@ -81,12 +83,12 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		if err != nil {
 			return fmt.Errorf("control socket: %w", err)
 		}
-		go func() {
+		flying.Go(func() {
 			defer func() { _ = conn.Close() }()
 			if err := s.serve(ctx, conn); err != nil {
 				s.Log.Warn("control request", "error", err)
 			}
-		}()
+		})
 	}
 }
 
