@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -66,6 +67,8 @@ func (s *Server) AddFault(f Fault) (string, error) {
 	if f.Freeze || f.Lag > 0 {
 		trees = s.trees(f.Instance)
 	}
+	// People write paths as they see them.
+	f.Path = strings.Trim(strings.TrimPrefix(strings.TrimPrefix(f.Path, "/"), "latest/"), "/")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults.last++

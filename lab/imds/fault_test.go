@@ -55,7 +55,7 @@ func TestFaultOmit(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	l.cloud.change(func() { l.cloud.enis["i-1"] = append(l.cloud.enis["i-1"], eni("eni-3", 1, "10.0.0.7")) })
-	id := l.fault(t, Fault{Path: "meta-data/network/interfaces/macs/02:00:00:00:00:01", Omit: true})
+	id := l.fault(t, Fault{Path: "/latest/meta-data/network/interfaces/macs/02:00:00:00:00:01/", Omit: true})
 	for path, want := range map[string]string{
 		"network/interfaces/macs/":                               "02:00:00:00:00:00/",
 		"network/interfaces/macs/02:00:00:00:00:01/interface-id": "Not Found",

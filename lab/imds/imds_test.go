@@ -5,9 +5,11 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -263,5 +265,37 @@ func TestRequestLog(t *testing.T) {
 	l.server.ResetRequests()
 	if n := len(l.server.Requests()) + len(l.server.Counts()); n != 0 {
 		t.Errorf("%d left after the reset", n)
+	}
+}
+
+// Requests, rules and changes of the cloud at the same time; the race detector is the judge.
+func TestConcurrent(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.server.AllowV1("i-1", true)
+	handler := l.server.Handler(func(*http.Request) (string, bool) { return "i-1", true })
+	var wait sync.WaitGroup
+	for range 4 {
+		wait.Go(func() {
+			for range 50 {
+				w := httptest.NewRecorder()
+				handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/latest/meta-data/"+localIPs, nil))
+				if w.Code != http.StatusOK {
+					t.Errorf("status %d", w.Code)
+				}
+			}
+		})
+		wait.Go(func() {
+			for _, f := range []Fault{{Lag: time.Second}, {Freeze: true}, {Path: "meta-data/mac", Omit: true}} {
+				id := l.fault(t, f)
+				l.move("10.0.0.9")
+				l.server.Changed("i-1")
+				l.server.RemoveFault(id)
+			}
+		})
+	}
+	wait.Wait()
+	if n := l.server.Counts()[CountKey{"i-1", metadata + localIPs}]; n != 200 {
+		t.Errorf("%d requests counted", n)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	"github.com/aws/smithy-go/middleware"
 	"github.com/jonboulle/clockwork"
 )
 
@@ -106,47 +105,4 @@ type throttleOnly struct{ aws.RetryerV2 }
 
 func (r throttleOnly) IsErrorRetryable(err error) bool {
 	return isThrottleCode(Code(err)) && r.RetryerV2.IsErrorRetryable(err)
-}
-
-// Call is what an observer learns of one call to EC2 or IMDS.
-type Call struct {
-	Service   string // EC2, ec2imds
-	Operation string // CreateNetworkInterface, …
-	Err       error  // nil on success
-	Code      string // EC2's error code; empty on success and when no answer came
-	Status    int    // HTTP status of the last answer; 0 when none came
-	Duration  time.Duration
-	Attempts  int
-}
-
-// observer is a middleware around whole calls: it bounds them in time and reports them.
-type observer struct {
-	service string
-	timeout time.Duration
-	observe func(Call)
-	clock   clockwork.Clock
-}
-
-func (o *observer) add(stack *middleware.Stack) error {
-	operation := stack.ID()
-	return stack.Initialize.Add(middleware.InitializeMiddlewareFunc("vpccni/observe", func(
-		ctx context.Context, in middleware.InitializeInput, next middleware.InitializeHandler,
-	) (middleware.InitializeOutput, middleware.Metadata, error) {
-		ctx, cancel := context.WithTimeout(ctx, o.timeout)
-		defer cancel()
-		start := o.clock.Now()
-		out, meta, err := next.HandleInitialize(ctx, in)
-		if o.observe != nil {
-			o.observe(Call{
-				Service:   o.service,
-				Operation: operation,
-				Err:       err,
-				Code:      Code(err),
-				Status:    status(meta, err),
-				Duration:  o.clock.Since(start),
-				Attempts:  attempts(meta),
-			})
-		}
-		return out, meta, err
-	}), middleware.Before)
 }

@@ -4,15 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"strings"
 	"sync"
 	"time"
 
-	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/smithy-go/middleware"
-	smithyhttp "github.com/aws/smithy-go/transport/http"
 	"github.com/jonboulle/clockwork"
 	"golang.org/x/time/rate"
 )
@@ -88,28 +85,4 @@ func (l *limiter) wait(ctx context.Context, bucket *rate.Limiter) error {
 		r.CancelAt(l.clock.Now())
 		return fmt.Errorf("%w: %w", errOwnLimit, ctx.Err())
 	}
-}
-
-// attempts returns the number of HTTP requests that a call took.
-func attempts(meta middleware.Metadata) int {
-	results, ok := retry.GetAttemptResults(meta)
-	if !ok {
-		return 0
-	}
-	return len(results.Results)
-}
-
-// status returns the HTTP status of a call's last answer.
-func status(meta middleware.Metadata, err error) int {
-	var withStatus interface{ HTTPStatusCode() int }
-	if errors.As(err, &withStatus) {
-		return withStatus.HTTPStatusCode()
-	}
-	if response, ok := awsmiddleware.GetRawResponse(meta).(*smithyhttp.Response); ok && response != nil {
-		return response.StatusCode
-	}
-	if err == nil {
-		return http.StatusOK
-	}
-	return 0
 }

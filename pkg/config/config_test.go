@@ -123,7 +123,7 @@ func TestRefused(t *testing.T) {
 		"AWS_VPC_K8S_CNI_VETHPREFIX=eth", "AWS_VPC_K8S_CNI_VETHPREFIX=vlan", "AWS_VPC_K8S_CNI_VETHPREFIX=veths",
 		"NETWORK_POLICY_ENFORCING_MODE=", "NETWORK_POLICY_ENFORCING_MODE=on", "NETWORK_POLICY_ENFORCING_MODE=strict",
 		"ENABLE_IPv6=true", "ENABLE_PREFIX_DELEGATION=true", "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG=true",
-		"ENABLE_POD_ENI=true", "ENABLE_MULTI_NIC=true", "ANNOTATE_POD_IP=true", "MANAGE_UNTAGGED_ENI=false",
+		"ENABLE_POD_ENI=true", "ENABLE_MULTI_NIC=true", "ANNOTATE_POD_IP=true",
 		"DISABLE_NETWORK_RESOURCE_PROVISIONING=true", "ENABLE_IMDS_ONLY_MODE=true", "ENABLE_V6_EGRESS=true",
 		"AWS_VPC_K8S_CNI_CONNMARK=0x18",
 	} {
@@ -160,6 +160,16 @@ func TestNotes(t *testing.T) {
 	}
 	if c.ExcludeSNATCIDRs != nil {
 		t.Errorf("excluded CIDRs %v with external SNAT", c.ExcludeSNATCIDRs)
+	}
+	for set, noted := range map[string]bool{
+		"ENABLE_SUBNET_DISCOVERY=true": true, "ENABLE_SUBNET_DISCOVERY=false": false,
+		"DISABLE_LEAKED_ENI_CLEANUP=true": false, "DISABLE_LEAKED_ENI_CLEANUP=false": true,
+		"NETWORK_POLICY_ENFORCING_MODE=standard": true, "NETWORK_POLICY_ENFORCING_MODE=none": false,
+	} {
+		name, _, _ := strings.Cut(set, "=")
+		if note := value(t, load(t, set), name).Note; (note != "") != noted {
+			t.Errorf("%s: note %q", set, note)
+		}
 	}
 	c = load(t, "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS=10.9.1.1/16")
 	if want := []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}; !reflect.DeepEqual(c.ExcludeSNATCIDRs, want) {
@@ -210,7 +220,7 @@ func TestTableFields(t *testing.T) {
 	}
 }
 
-func TestDocumentation(t *testing.T) {
+func TestMarkdown(t *testing.T) {
 	t.Parallel()
 	want := Markdown()
 	if *update {
@@ -225,4 +235,29 @@ func TestDocumentation(t *testing.T) {
 	if string(got) != want {
 		t.Errorf("%s differs from the table; run go test ./pkg/config -update", docFile)
 	}
+}
+
+// Whatever a variable is set to, the process either starts with a value for it or says which variable stops it.
+func FuzzLoad(f *testing.F) {
+	for _, text := range []string{"", "0", "-1", "true", "{}", "10.0.0.0/8,x", "0x80", "prng", "unix:", `{"k8s.amazonaws.com":""}`, "9223372036854775808"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, v := range table {
+			name := v.describe().name
+			c, err := Load(env("ENABLE_IPv4=true", name+"="+text))
+			if err != nil {
+				if !strings.Contains(err.Error(), name) {
+					t.Errorf("%s=%q: %v", name, text, err)
+				}
+				continue
+			}
+			if got := value(t, c, name); got.Origin != FromEnv && got.Note == "" {
+				t.Errorf("%s=%q: %+v", name, text, got)
+			}
+			if c.PrimaryMark&c.ENIMask != 0 || c.IPCooldown < 0 || c.HTTPTimeout < minHTTPTimeout || c.MTU < minMTU {
+				t.Errorf("%s=%q: %+v", name, text, c)
+			}
+		}
+	})
 }

@@ -80,7 +80,7 @@ var table = []variable{
 	spec[bool]{
 		section: modeSection, name: "ENABLE_SUBNET_DISCOVERY", kind: boolKind, def: true,
 		field:  func(c *Config) *bool { return &c.SubnetDiscovery },
-		idle:   "subnets are not looked for in this version; ENIs are made in the primary ENI's subnet",
+		remark: when(true, "this version makes ENIs in the primary ENI's subnet only"),
 		effect: "ENIs may be made in other subnets of the zone, by tag. This version uses the primary ENI's subnet, which is what discovery finds where no subnet is tagged.",
 	},
 	spec[NetworkPolicyMode]{
@@ -94,12 +94,16 @@ var table = []variable{
 			}
 			return ""
 		},
+		remark: when(NetworkPolicyStandard, "this version does not announce pods to the network policy agent"),
 		effect: "What a pod may do before its network policies are in force. This version does not announce pods to the network policy agent and refuses `strict`.",
 	},
 	absent("ANNOTATE_POD_IP", false, func(c *Config) *bool { return &c.AnnotatePodIP },
 		"A pod's address is written to its annotation `vpc.amazonaws.com/pod-ips`."),
-	absentUndocumented("MANAGE_UNTAGGED_ENI", true, func(c *Config) *bool { return &c.ManageUntaggedENIs },
-		"ENIs of this instance that carry no tag of this CNI serve pods too."),
+	spec[bool]{
+		section: modeSection, name: "MANAGE_UNTAGGED_ENI", kind: boolKind, def: true, status: undocumented,
+		field:  func(c *Config) *bool { return &c.ManageUntaggedENIs },
+		effect: "ENIs of this instance that do not carry this instance's tag `node.k8s.amazonaws.com/instance_id` serve pods too.",
+	},
 	absent("DISABLE_NETWORK_RESOURCE_PROVISIONING", false, func(c *Config) *bool { return &c.DisableProvisioning },
 		"The pool neither grows nor shrinks; somebody else attaches ENIs and addresses."),
 	absent("ENABLE_IMDS_ONLY_MODE", false, func(c *Config) *bool { return &c.IMDSOnly },
@@ -107,11 +111,15 @@ var table = []variable{
 	spec[bool]{
 		section: modeSection, name: "DISABLE_LEAKED_ENI_CLEANUP", kind: boolKind,
 		field:  func(c *Config) *bool { return &c.DisableLeakedENICleanup },
-		idle:   "this version looks for no leaked ENIs but the node's own",
+		remark: when(false, "this version deletes no ENI that another node left behind"),
 		effect: "Detached ENIs that other nodes left behind are not deleted. This version never deletes them.",
 	},
-	toggle("AWS_MANAGE_ENIS_NON_SCHEDULABLE", false, func(c *Config) *bool { return &c.ManageENIsWhenNonSchedulable },
-		"The pool is also resized while the node is cordoned. This version always does so, as it does not ask whether the node is."),
+	spec[bool]{
+		section: modeSection, name: "AWS_MANAGE_ENIS_NON_SCHEDULABLE", kind: boolKind,
+		field:  func(c *Config) *bool { return &c.ManageENIsWhenNonSchedulable },
+		remark: when(false, "this version does not ask whether the node is cordoned"),
+		effect: "The pool is also resized while the node is cordoned. This version always does so.",
+	},
 	absent("ENABLE_V6_EGRESS", false, func(c *Config) *bool { return &c.V6Egress },
 		"IPv4 pods reach IPv6 destinations through the node's address."),
 
@@ -233,10 +241,14 @@ func absent(name string, def bool, field func(*Config) *bool, effect string) spe
 	return s
 }
 
-func absentUndocumented(name string, def bool, field func(*Config) *bool, effect string) spec[bool] {
-	s := absent(name, def, field, effect)
-	s.status = undocumented
-	return s
+// when is a remark on one value.
+func when[T comparable](value T, remark string) func(T) string {
+	return func(v T) string {
+		if v == value {
+			return remark
+		}
+		return ""
+	}
 }
 
 func inFiles(s spec[bool]) spec[bool] { s.section = filesSection; return s }

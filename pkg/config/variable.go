@@ -30,8 +30,8 @@ type spec[T any] struct {
 	notEmpty bool
 	// missing returns the reason why this version cannot do what the value asks for; empty if it can.
 	missing func(T) string
-	// idle is noted beside a set value that is accepted and has no effect in this version.
-	idle   string
+	// remark returns what this version does otherwise than a value asks for, if it accepts it all the same.
+	remark func(T) string
 	effect string
 	status status
 }
@@ -80,8 +80,8 @@ func (s spec[T]) load(c *Config, getenv func(string) (string, bool)) (Value, err
 	}
 	*field = v
 	value = Value{Name: s.name, Value: s.kind.show(v), Origin: FromEnv, Note: note}
-	if s.idle != "" {
-		value.Note = s.idle
+	if s.remark != nil && note == "" {
+		value.Note = s.remark(v)
 	}
 	if s.missing != nil {
 		if reason := s.missing(v); reason != "" {
