@@ -57,7 +57,7 @@ func (a *apply) run(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	staleRoutes, err := a.routes()
+	staleRoutes, err := a.routes(ctx)
 	if err != nil {
 		return err
 	}
@@ -73,28 +73,27 @@ func (a *apply) run(ctx context.Context) error {
 	}
 	// Deletes come last: until here every packet found either the old state or the new one.
 	for _, r := range staleRules {
-		a.write("delete rule "+r.String(), "", deleteRule(a.h.handle, r))
+		a.write("delete rule "+r.String(), deleteRule(a.h.handle, r))
 	}
 	for _, r := range staleRoutes {
-		a.write(fmt.Sprintf("delete route %s table %d", r.dst, r.table), "", deleteRoute(a.h.handle, r))
+		a.write(fmt.Sprintf("delete route %s table %d", r.dst, r.table), deleteRoute(a.h.handle, r))
 	}
 	return nil
 }
 
-// write counts a change that was made and keeps the error of one that was not. An ENI that it was for is not ready
+// write counts a change that was made, or keeps the error of one that was not; the ENIs that it was for are not ready
 // without it.
-func (a *apply) write(what, eni string, err error) bool {
+func (a *apply) write(what string, err error, enis ...string) {
 	if err == nil {
 		a.report.Writes++
 		a.h.log.Debug("host network write", "what", what)
-		return true
+		return
 	}
 	err = fmt.Errorf("%s: %w", what, err)
 	a.errs = append(a.errs, err)
-	if eni != "" {
-		a.notReady(eni, err)
+	for _, id := range enis {
+		a.notReady(id, err)
 	}
-	return false
 }
 
 // notReady keeps the first reason, from which the others mostly follow.
@@ -106,9 +105,18 @@ func (a *apply) notReady(eni string, err error) {
 
 func (a *apply) failAll(err error) {
 	a.errs = append(a.errs, err)
-	for _, l := range a.desired.Links {
-		a.notReady(l.ENI, err)
+	for _, id := range a.all() {
+		a.notReady(id, err)
 	}
+}
+
+// all returns the ids of the ENIs that are part of the state.
+func (a *apply) all() []string {
+	var ids []string
+	for _, l := range a.desired.Links {
+		ids = append(ids, l.ENI)
+	}
+	return ids
 }
 
 // links brings the links and their addresses into order.
@@ -129,11 +137,11 @@ func (a *apply) links() error {
 		// Strict reverse-path filtering looks replies up without the mark and drops them; the larger of conf.all's
 		// value and this one counts. It is set before the link can bring in anything.
 		if l.rpFilter != rpFilterLoose {
-			a.write(fmt.Sprintf("set rp_filter of %s", l.name), want.ENI, a.h.rtnl.setRPFilter(l.index, rpFilterLoose))
+			a.write("set rp_filter of "+l.name, a.h.rtnl.setRPFilter(l.index, rpFilterLoose), want.ENI)
 		}
 		if want.MTU != 0 && l.mtu != want.MTU {
-			a.write(fmt.Sprintf("set MTU of %s to %d", l.name, want.MTU), want.ENI,
-				a.h.handle.LinkSetMTU(linkRef(l), want.MTU))
+			a.write(fmt.Sprintf("set MTU of %s to %d", l.name, want.MTU),
+				a.h.handle.LinkSetMTU(linkRef(l), want.MTU), want.ENI)
 		}
 	}
 	if err := a.addresses(); err != nil {
@@ -141,7 +149,7 @@ func (a *apply) links() error {
 	}
 	for _, want := range a.desired.Links {
 		if l, ok := a.linkOf[want.ENI]; ok && !want.Primary && !l.up {
-			a.write(fmt.Sprintf("set %s up", l.name), want.ENI, a.h.handle.LinkSetUp(linkRef(l)))
+			a.write(fmt.Sprintf("set %s up", l.name), a.h.handle.LinkSetUp(linkRef(l)), want.ENI)
 		}
 	}
 	return nil
@@ -167,20 +175,21 @@ func (a *apply) addresses() error {
 			addr := prefixOf(list[i].IPNet).Addr()
 			present = present || addr == want.Prefix.Addr()
 			if contains(want.Pool, addr) {
-				a.write(fmt.Sprintf("delete pods' address %s from %s", addr, l.name), want.ENI,
-					a.h.handle.AddrDel(linkRef(l), &list[i]))
+				a.write(fmt.Sprintf("delete pods' address %s from %s", addr, l.name),
+					a.h.handle.AddrDel(linkRef(l), &list[i]), want.ENI)
 			}
 		}
 		if !present {
-			a.write(fmt.Sprintf("add address %s to %s", want.Prefix, l.name), want.ENI,
-				a.h.handle.AddrAdd(linkRef(l), &netlink.Addr{IPNet: ipNet(want.Prefix), Flags: unix.IFA_F_NOPREFIXROUTE}))
+			own := &netlink.Addr{IPNet: ipNet(want.Prefix), Flags: unix.IFA_F_NOPREFIXROUTE}
+			a.write(fmt.Sprintf("add address %s to %s", want.Prefix, l.name),
+				a.h.handle.AddrAdd(linkRef(l), own), want.ENI)
 		}
 	}
 	return nil
 }
 
 // routes writes the routes that are missing and returns those to delete later.
-func (a *apply) routes() ([]route, error) {
+func (a *apply) routes(ctx context.Context) ([]route, error) {
 	have, err := listRoutes(a.h.handle)
 	if err != nil {
 		return nil, err
@@ -198,7 +207,14 @@ func (a *apply) routes() ([]route, error) {
 	}
 	add, stale := diffRoutes(have, want)
 	for _, r := range add {
-		a.write(fmt.Sprintf("write route %s table %d", r.dst, r.table), eniOf[r], a.h.handle.RouteReplace(r.toNetlink()))
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		enis := []string{eniOf[r]}
+		if eniOf[r] == "" {
+			enis = nil // an address without a pod stays reachable: a loop, but no harm to pods
+		}
+		a.write(fmt.Sprintf("write route %s table %d", r.dst, r.table), a.h.handle.RouteReplace(r.toNetlink()), enis...)
 	}
 	// The kernel makes a connected route in main for an address that somebody else gave the ENI, and again whenever the
 	// link comes up. Pods of the primary ENI, and the host, would reach the subnet by an ENI that is not theirs.
@@ -223,12 +239,19 @@ func (a *apply) rules() ([]rule, error) {
 	if err != nil {
 		return nil, err
 	}
+	eniOf := make(map[int]string)
+	for _, r := range a.desired.Routes {
+		if r.ENI != "" {
+			eniOf[r.Table] = r.ENI
+		}
+	}
 	add, stale := diffRules(have, a.desired.Rules)
 	for _, r := range add {
-		if err := addRule(a.h.handle, r); err != nil {
-			return nil, fmt.Errorf("add rule %s: %w", r, err)
+		enis := a.all()
+		if id, ok := eniOf[r.Table]; ok {
+			enis = []string{id}
 		}
-		a.write("add rule "+r.String(), "", nil)
+		a.write("add rule "+r.String(), addRule(a.h.handle, r), enis...)
 	}
 	return stale, nil
 }

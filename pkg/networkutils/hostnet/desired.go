@@ -1,6 +1,7 @@
 package hostnet
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -149,8 +150,10 @@ func tableName(t int) string {
 func elementText(s nfttable.Set, e nfttable.Element) string {
 	var b strings.Builder
 	switch first, ok := netip.AddrFromSlice([]byte(e.Key)); {
-	case !ok || !s.Interval:
-		fmt.Fprintf(&b, "%x", e.Key)
+	case s.Key == nfttable.KeyMark && len(e.Key) == 4:
+		fmt.Fprintf(&b, "%#x", binary.NativeEndian.Uint32([]byte(e.Key)))
+	case !ok:
+		b.WriteString(strings.TrimRight(e.Key, "\x00"))
 	default:
 		b.WriteString(first.String())
 		if end, ok := netip.AddrFromSlice([]byte(e.End)); ok && end.Prev() != first {

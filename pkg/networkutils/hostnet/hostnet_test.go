@@ -14,7 +14,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vpccni/pkg/networkutils/names"
 	"vpccni/pkg/networkutils/nstest"
@@ -35,13 +39,13 @@ type node struct {
 func newNode(t testing.TB, links int) *node {
 	t.Helper()
 	n := &node{NS: nstest.New(t), t: t}
+	var script strings.Builder
 	for i := range links {
-		n.addLink(i)
+		script.WriteString(addLinkScript(i))
 	}
 	// What a node has of its own.
-	n.Run("ip", "address", "add", "10.0.1.10/24", "dev", "eth0")
-	n.Run("ip", "link", "set", "eth0", "up")
-	n.Run("ip", "route", "add", "default", "via", "10.0.1.1", "dev", "eth0")
+	script.WriteString("ip address add 10.0.1.10/24 dev eth0; ip link set eth0 up; ip route add default via 10.0.1.1")
+	n.Run("sh", "-e", "-c", script.String())
 	n.host = n.open()
 	return n
 }
@@ -56,11 +60,13 @@ func (n *node) open() *Host {
 	return h
 }
 
+func addLinkScript(i int) string {
+	return fmt.Sprintf("ip link add eth%[1]d address %[2]s type veth peer peer%[1]d; ip link set peer%[1]d up;", i, mac(i))
+}
+
 func (n *node) addLink(i int) {
 	n.t.Helper()
-	peer := fmt.Sprintf("peer%d", i)
-	n.Run("ip", "link", "add", fmt.Sprintf("eth%d", i), "address", mac(i).String(), "type", "veth", "peer", peer)
-	n.Run("ip", "link", "set", peer, "up")
+	n.Run("sh", "-e", "-c", addLinkScript(i))
 }
 
 func (n *node) apply(cfg Config) Report {
@@ -91,13 +97,16 @@ func (n *node) state() string {
 			fmt.Fprintf(&b, "# %s\n%s\n", title, text)
 		}
 	}
-	section("ip rule", sortRules(n.Run("ip", "-details", "rule")))
-	section("ip route show table main", n.Run("ip", "-details", "route", "show", "table", "main"))
-	for _, t := range []int{2, 3, 4, 10102, names.TablePods} {
-		out := n.Run("sh", "-c", fmt.Sprintf("ip -details route show table %d 2>/dev/null || true", t))
-		section(fmt.Sprintf("ip route show table %d", t), out)
+	parts := strings.Split(n.Run("sh", "-c", `
+		ip -details rule; echo @; ip -details route show table main; echo @
+		for t in 2 3 4 10102 5120; do ip -details route show table $t 2>/dev/null; echo @; done
+		nft list table ip vpc-cni 2>/dev/null; true`), "@\n")
+	section("ip rule", sortRules(parts[0]))
+	section("ip route show table main", parts[1])
+	for i, t := range []string{"2", "3", "4", "10102", "5120"} {
+		section("ip route show table "+t, parts[2+i])
 	}
-	section("nft list table ip vpc-cni", sortBlocks(n.Run("sh", "-c", "nft list table ip vpc-cni 2>/dev/null || true")))
+	section("nft list table ip vpc-cni", sortBlocks(parts[7]))
 	return b.String()
 }
 
@@ -282,4 +291,80 @@ func TestAbsentLinkBlocksNothingElse(t *testing.T) {
 		t.Fatalf("after the link came: %+v", report)
 	}
 	n.applyTwice(cfg)
+}
+
+// onWrite is a log handler that calls a function at the first write.
+type onWrite struct {
+	slog.Handler
+	once *sync.Once
+	call func()
+}
+
+func (h onWrite) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h onWrite) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "host network write" {
+		h.once.Do(h.call)
+	}
+	return nil
+}
+
+// An ENI that is detached in the middle of an Apply is not ready; the others are.
+func TestOneENIsErrorBlocksNothingElse(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, 3)
+	log := slog.New(onWrite{slog.DiscardHandler, &sync.Once{}, func() { n.Run("ip", "link", "delete", "eth1") }})
+	host, err := New(Options{NetNS: n.FD(), Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(host.Close)
+	cfg := config(primaryENI("10.0.1.11"), secondaryENI(1, "10.0.1.31"), secondaryENI(2, "100.64.2.11"))
+	report, err := host.Apply(t.Context(), cfg)
+	if !errors.Is(err, unix.ENODEV) || len(report.NotReady) != 1 || !errors.Is(report.NotReady["eni-1"], unix.ENODEV) {
+		t.Fatalf("error %v, NotReady = %v, want %v for eni-1", err, report.NotReady, unix.ENODEV)
+	}
+	if rules := n.Run("ip", "rule"); !strings.Contains(rules, "from 100.64.2.10 lookup 3") {
+		t.Fatalf("eni-2 was left out:\n%s", rules)
+	}
+	want := config(primaryENI("10.0.1.11"), secondaryENI(2, "100.64.2.11"))
+	report, err = n.host.Apply(t.Context(), want)
+	if err != nil || len(report.NotReady) != 0 {
+		t.Fatalf("error %v, NotReady = %v, want none", err, report.NotReady)
+	}
+	fresh := newNode(t, 3)
+	fresh.apply(want)
+	if got, want := n.state(), fresh.state(); got != want {
+		t.Fatalf("what the lost ENI left behind:\n%s", firstDifference(want, got))
+	}
+}
+
+func TestApplyEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, 2)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	report, err := n.host.Apply(ctx, config(primaryENI(), secondaryENI(1, "10.0.1.31")))
+	if !errors.Is(err, context.Canceled) || len(report.NotReady) != 2 {
+		t.Fatalf("error %v, NotReady = %v, want %v for both ENIs", err, report.NotReady, context.Canceled)
+	}
+}
+
+func TestInterruptedDumpsAreRepeated(t *testing.T) {
+	t.Parallel()
+	calls := 0
+	list, err := dump(func() ([]int, error) {
+		if calls++; calls < maxDumpAttempts {
+			return []int{1}, netlink.ErrDumpInterrupted
+		}
+		return []int{1, 2}, nil
+	})
+	if err != nil || len(list) != 2 {
+		t.Fatalf("%v, %v after %d calls", list, err, calls)
+	}
+	calls = 0
+	_, err = dump(func() ([]int, error) { calls++; return nil, netlink.ErrDumpInterrupted })
+	if !errors.Is(err, netlink.ErrDumpInterrupted) || calls != maxDumpAttempts {
+		t.Fatalf("%v after %d calls, want to give up after %d", err, calls, maxDumpAttempts)
+	}
 }

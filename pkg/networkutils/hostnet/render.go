@@ -31,6 +31,9 @@ func Render(cfg Config) (Desired, error) {
 	if err != nil {
 		return Desired{}, err
 	}
+	if cfg.Antispoof && cfg.VethPrefix == "" {
+		return Desired{}, errors.New("antispoof needs the veth prefix: without one it would match every link")
+	}
 	exempt := merge(append(v4(cfg.VPCCIDRs), v4(cfg.ExcludeSNATCIDRs)...))
 	if len(v4(cfg.VPCCIDRs)) == 0 && !cfg.ExternalSNAT {
 		// Source NAT for traffic inside the VPC would be worse than no change at all.
@@ -142,37 +145,58 @@ func check(e *ENI) error {
 }
 
 // claims are the things that only one ENI can have.
-type claims []eni
+type claims struct {
+	enis []eni
+	// ranges are pools and own addresses: ordered, and no two of them overlap.
+	ranges []ownedRange
+}
+
+type ownedRange struct {
+	netip.Prefix
+	owner string
+}
 
 func (c *claims) claim(e eni) error {
-	for _, o := range *c {
+	for _, o := range c.enis {
 		switch {
 		case o.ID == e.ID:
 			return errors.New("listed twice")
 		case bytes.Equal(o.MAC, e.MAC):
 			return fmt.Errorf("same MAC %s as %s", e.MAC, o.ID)
-		case o.Address == e.Address:
-			return fmt.Errorf("same address %s as %s", e.Address, o.ID)
 		case o.table == e.table:
 			return fmt.Errorf("same route table %d as %s", e.table, o.ID)
 		case !o.Primary && o.index == e.index:
 			return fmt.Errorf("same number %d in the mark as %s", e.index, o.ID)
 		}
-		for _, p := range e.Pool {
-			for _, q := range append(slices.Clone(o.Pool), host(o.Address)) {
-				if p.Overlaps(q) {
-					return fmt.Errorf("pool entry %s overlaps %s of %s", p, q, o.ID)
-				}
-			}
-		}
-		for _, q := range o.Pool {
-			if q.Contains(e.Address) {
-				return fmt.Errorf("primary address %s is in %s of %s", e.Address, q, o.ID)
-			}
+	}
+	mine := append(slices.Clone(e.Pool), host(e.Address))
+	for _, p := range mine {
+		if o, ok := c.overlap(p); ok {
+			return fmt.Errorf("%s overlaps %s of %s", p, o.Prefix, o.owner)
 		}
 	}
-	*c = append(*c, e)
+	for _, p := range mine {
+		c.ranges = append(c.ranges, ownedRange{p, e.ID})
+	}
+	slices.SortFunc(c.ranges, func(a, b ownedRange) int { return a.Addr().Compare(b.Addr()) })
+	c.enis = append(c.enis, e)
 	return nil
+}
+
+// overlap returns the range that shares addresses with p. As ranges do not overlap each other, it can only be a
+// neighbour of where p would be inserted.
+func (c *claims) overlap(p netip.Prefix) (ownedRange, bool) {
+	i, found := slices.BinarySearchFunc(c.ranges, p.Addr(), func(o ownedRange, a netip.Addr) int { return o.Addr().Compare(a) })
+	if found {
+		return c.ranges[i], true
+	}
+	if i > 0 && c.ranges[i-1].Overlaps(p) {
+		return c.ranges[i-1], true
+	}
+	if i < len(c.ranges) && c.ranges[i].Overlaps(p) {
+		return c.ranges[i], true
+	}
+	return ownedRange{}, false
 }
 
 // unreachable ends packets to addresses of the node that no pod has: without it they go back to the VPC router, which

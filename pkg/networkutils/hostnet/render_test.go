@@ -1,0 +1,225 @@
+package hostnet
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"vpccni/pkg/networkutils/names"
+)
+
+func TestRenderRefuses(t *testing.T) {
+	good := config(primaryENI("10.0.1.11"), secondaryENI(1, "10.0.1.31"))
+	for _, c := range []struct {
+		name   string
+		change func(*Config)
+		want   string
+	}{
+		{"no primary ENI", func(c *Config) { c.ENIs = c.ENIs[1:] }, "no primary ENI"},
+		{"two primary ENIs", func(c *Config) {
+			second := secondaryENI(1)
+			second.Primary = true
+			c.ENIs = []ENI{primaryENI(), second}
+		}, "two primary ENIs: eni-0 and eni-1"},
+		{"no VPC range", func(c *Config) { c.VPCCIDRs = nil }, "no IPv4 range of the VPC"},
+		{"marks overlap", func(c *Config) { c.PrimaryMark = 0x40 }, "0x40 and mask of the ENI mark 0x7f share the bits 0x40"},
+		{"no primary mark", func(c *Config) { c.PrimaryMark = 0 }, "at least one bit"},
+		{"no ENI mask", func(c *Config) { c.ENIMask = 0 }, "at least one bit"},
+		{"gap in the mask", func(c *Config) { c.ENIMask = 0x5 }, "0x5 has a gap"},
+		{"primary without address", func(c *Config) {
+			e := primaryENI()
+			e.Address = netip.Addr{}
+			c.ENIs = []ENI{e}
+		}, "primary ENI eni-0: primary address"},
+		{"antispoof without prefix", func(c *Config) { c.Antispoof, c.VethPrefix = true, "" }, "veth prefix"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := Render(with(good, c.change))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Fatalf("error %v, want one with %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestRenderLeavesOutUnfitENIs(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*ENI)
+		want   string
+	}{
+		{"IPv6 pool", func(e *ENI) { e.Pool = prefixes("2001:db8::/80") }, "not IPv4"},
+		{"own address in pool", func(e *ENI) { e.Pool = prefixes("100.64.2.0/28") }, "contains the ENI's own address"},
+		{"address outside its subnet", func(e *ENI) { e.Address = netip.MustParseAddr("10.9.9.9") }, "not in subnet"},
+		{"no MAC", func(e *ENI) { e.MAC = nil }, "Ethernet"},
+		{"another's MAC", func(e *ENI) { e.MAC = mac(1) }, "same MAC 02:00:00:00:00:01 as eni-1"},
+		{"another's id", func(e *ENI) { e.ID = "eni-1" }, "listed twice"},
+		{"another's device", func(e *ENI) { e.Device = 1 }, "same route table 2 as eni-1"},
+		{"the primary ENI's device", func(e *ENI) { e.Device = 0 }, "number 0 does not fit"},
+		{"number beyond the mask", func(e *ENI) { e.Device = 128 }, "does not fit the ENI mark's mask 0x7f (1 to 127)"},
+		{"another's pool", func(e *ENI) { e.Pool = prefixes("10.0.1.16/28") }, "10.0.1.16/28 overlaps 10.0.1.30/32 of eni-1"},
+		{"part of another's pool", func(e *ENI) { e.Pool = prefixes("10.0.1.11") }, "10.0.1.11/32 overlaps 10.0.1.11/32 of eni-0"},
+		{"own address in another's pool", func(e *ENI) {
+			e.Address, e.SubnetCIDR = netip.MustParseAddr("10.0.1.31"), netip.MustParsePrefix("10.0.1.0/24")
+		}, "10.0.1.31/32 overlaps 10.0.1.31/32 of eni-1"},
+		{"another's address in pool", func(e *ENI) { e.Pool = prefixes("10.0.1.30") }, "overlaps 10.0.1.30/32 of eni-1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := secondaryENI(2, "100.64.2.11")
+			c.change(&e)
+			d, err := Render(config(primaryENI("10.0.1.11"), secondaryENI(1, "10.0.1.31"), e))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(d.Unfit) != 1 || !strings.Contains(errorOf(d.Unfit), c.want) {
+				t.Fatalf("Unfit = %v, want one with %q", d.Unfit, c.want)
+			}
+			if len(d.Links) != 2 {
+				t.Fatalf("%d links, want those of the other two ENIs", len(d.Links))
+			}
+		})
+	}
+}
+
+// Card 1 begins where card 0 would have its 16th device: two ENIs that share a number cannot both be told by it.
+func TestRenderRefusesSharedNumbers(t *testing.T) {
+	d, err := Render(config(primaryENI(), secondaryENI(17), onCard(1, secondaryENI(1))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := errorOf(d.Unfit); len(d.Unfit) != 1 || !strings.Contains(got, "same number 17 in the mark as eni-17") {
+		t.Fatalf("Unfit = %v, want one for the number 17", d.Unfit)
+	}
+}
+
+func errorOf(m map[string]error) string {
+	for _, err := range m {
+		return err.Error()
+	}
+	return ""
+}
+
+// Equal Configs give equal states, whatever the order in which they list things.
+func TestRenderDoesNotDependOnOrder(t *testing.T) {
+	for _, s := range scenarios() {
+		want, err := Render(s.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			cfg := s.cfg
+			cfg.ENIs = slices.Clone(cfg.ENIs)
+			cfg.VPCCIDRs = slices.Clone(cfg.VPCCIDRs)
+			rand.Shuffle(len(cfg.ENIs), func(i, j int) { cfg.ENIs[i], cfg.ENIs[j] = cfg.ENIs[j], cfg.ENIs[i] })
+			rand.Shuffle(len(cfg.VPCCIDRs), func(i, j int) {
+				cfg.VPCCIDRs[i], cfg.VPCCIDRs[j] = cfg.VPCCIDRs[j], cfg.VPCCIDRs[i]
+			})
+			got, err := Render(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Fatalf("%s: another order gives\n%s\nwant\n%s", s.name, got, want)
+			}
+		}
+	}
+}
+
+// Render must not write to what it was given: the caller keeps it.
+func TestRenderLeavesConfigAlone(t *testing.T) {
+	cfg := config(primaryENI("10.0.1.12", "10.0.1.11"), secondaryENI(1, "10.0.1.32", "10.0.1.31"))
+	if _, err := Render(cfg); err != nil {
+		t.Fatal(err)
+	}
+	if want := config(primaryENI("10.0.1.12", "10.0.1.11"), secondaryENI(1, "10.0.1.32", "10.0.1.31")); !reflect.DeepEqual(cfg, want) {
+		t.Fatalf("Config changed to %v", cfg)
+	}
+}
+
+func TestDesiredText(t *testing.T) {
+	d, err := Render(config(primaryENI("10.0.1.11"), secondaryENI(1, "10.0.1.31", "10.0.1.128/28")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `link eni-0 02:00:00:00:00:00 mtu 9001 rp_filter 2
+link eni-1 02:00:00:00:00:01 mtu 9001 rp_filter 2 up
+address 10.0.1.30/24 dev eni-1 noprefixroute
+rule 512: from all lookup 5120
+rule 1024: from all fwmark 0x80/0x80 lookup main
+rule 1536: from all fwmark 0x1/0x7f lookup 2
+rule 32765: from 10.0.1.30/32 lookup 2
+route unreachable 10.0.1.11/32 table 5120 metric 4294967295
+route 10.0.1.1/32 dev eni-1 table 2
+route 0.0.0.0/0 via 10.0.1.1 dev eni-1 table 2
+route unreachable 10.0.1.31/32 table 5120 metric 4294967295
+route unreachable 10.0.1.128/28 table 5120 metric 4294967295
+nft eni_src 10.0.1.31 : jump eni_1
+nft eni_src 10.0.1.128-10.0.1.143 : jump eni_1
+nft exempt 10.0.0.0-10.0.255.255
+nft exempt 100.64.0.0-100.64.255.255
+nft reply_by 0x1 : goto set_1
+`
+	if got := d.String(); got != want {
+		t.Fatalf("%s\ngot:\n%s", firstDifference(want, got), got)
+	}
+}
+
+// The ends of ranges, where arithmetic on addresses goes wrong.
+func TestRangeElement(t *testing.T) {
+	for p, want := range map[string][2]string{
+		"0.0.0.0/0":          {"0.0.0.0", ""},
+		"128.0.0.0/1":        {"128.0.0.0", ""},
+		"255.255.255.255/32": {"255.255.255.255", ""},
+		"10.0.0.255/32":      {"10.0.0.255", "10.0.1.0"},
+		"10.0.1.128/25":      {"10.0.1.128", "10.0.2.0"},
+		"10.0.0.0/8":         {"10.0.0.0", "11.0.0.0"},
+		"10.0.8.0/21":        {"10.0.8.0", "10.0.16.0"},
+	} {
+		el := rangeElement(netip.MustParsePrefix(p))
+		first, _ := netip.AddrFromSlice([]byte(el.Key))
+		end, ok := netip.AddrFromSlice([]byte(el.End))
+		got := [2]string{first.String(), ""}
+		if ok {
+			got[1] = end.String()
+		}
+		if got != want {
+			t.Errorf("%s: %v, want %v", p, got, want)
+		}
+	}
+}
+
+func TestMerge(t *testing.T) {
+	got := merge(prefixes("10.0.0.0/16", "10.0.3.7/24", "192.0.2.1/32", "10.0.0.0/8", "192.0.2.1/32", "192.0.2.0/32"))
+	want := prefixes("10.0.0.0/8", "192.0.2.0/32", "192.0.2.1/32")
+	if !slices.Equal(got, want) {
+		t.Fatalf("%v, want %v", got, want)
+	}
+}
+
+// The number of an ENI depends on nothing but its place.
+func TestMarkValues(t *testing.T) {
+	m, err := newMarks(0x10, 0x7f00000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		card, device int
+		want         uint32
+	}{{0, 1, 0x100000}, {0, 14, 0xe00000}, {1, 1, 0x1100000}, {6, 15, 0x6f00000}} {
+		if got, err := m.value(eniIndex(c.card, c.device)); err != nil || got != c.want {
+			t.Errorf("card %d device %d: %#x (%v), want %#x", c.card, c.device, got, err, c.want)
+		}
+	}
+	if _, err := m.value(eniIndex(8, 0)); err == nil {
+		t.Error("card 8 fits a field of seven bits")
+	}
+	if _, err := newMarks(names.DefaultPrimaryMark, names.DefaultENIMask); err != nil {
+		t.Errorf("defaults: %v", err)
+	}
+	if _, err := newMarks(0x180, 0x7f); err != nil {
+		t.Errorf("a mark of two bits: %v", err)
+	}
+}
