@@ -55,6 +55,7 @@ type Config struct {
 	MaxENI           int // 0: as many as the instance type takes
 	IPCooldown       time.Duration
 	AddWait          time.Duration // how long an ADD waits for an address
+	ShrinkDelay      time.Duration // how long unused capacity is kept
 
 	// Modes.
 	IPv4                         bool

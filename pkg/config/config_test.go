@@ -55,7 +55,7 @@ func TestDefaults(t *testing.T) {
 	got := load(t)
 	got.values = nil
 	want := Config{
-		WarmENITarget: 1, IPCooldown: 30 * time.Second, AddWait: time.Minute,
+		WarmENITarget: 1, IPCooldown: 30 * time.Second, AddWait: time.Minute, ShrinkDelay: time.Minute,
 		IPv4: true, SecurityGroupMode: SecurityGroupStrict, SubnetDiscovery: true, ManageUntaggedENIs: true,
 		HTTPTimeout:    10 * time.Second,
 		CheckpointFile: "/var/run/aws-node/ipam.json", IntrospectionAddress: "127.0.0.1:61679",

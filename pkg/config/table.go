@@ -27,6 +27,9 @@ const (
 	minHTTPTimeout           = 10 * time.Second
 	// maxAddWait stays below the plugin's own deadline of 90 s, so that it is ipamd's reason that a user reads.
 	maxAddWait = 80 * time.Second
+	// minShrinkDelay and maxShrinkDelay bound POOL_SHRINK_DELAY: 0 would have ENIs come and go with every pod.
+	minShrinkDelay = time.Second
+	maxShrinkDelay = 24 * time.Hour
 )
 
 // table has every variable, in the order of the documentation.
@@ -56,6 +59,12 @@ var table = []variable{
 		field: func(c *Config) *time.Duration { return &c.AddWait },
 		check: between(0, maxAddWait), valid: "0 to 80", strict: true, status: ours,
 		effect: "How long the ADD of a pod waits for an address that is on its way. 0 refuses at once.",
+	},
+	spec[time.Duration]{
+		section: poolSection, name: "POOL_SHRINK_DELAY", kind: secondsKind, def: time.Minute,
+		field: func(c *Config) *time.Duration { return &c.ShrinkDelay },
+		check: between(minShrinkDelay, maxShrinkDelay), valid: "1 to 86400", strict: true, status: ours,
+		effect: "How long a new ENI is kept, whatever the targets. Single addresses go back after half of it, and at most one ENI is removed in a sixth of it.",
 	},
 
 	toggle("ENABLE_IPv4", false, func(c *Config) *bool { return &c.IPv4 },
