@@ -259,7 +259,7 @@ func without[T comparable](eniID string, list, items []T) ([]T, error) {
 			continue // named twice
 		}
 		if i < 0 {
-			return nil, invalidValue("Some of %v are not assigned to interface %s", items, eniID)
+			return nil, invalidValue("Some of the specified addresses are not assigned to interface %s: %v", eniID, item)
 		}
 		rest = slices.Delete(rest, i, i+1)
 	}

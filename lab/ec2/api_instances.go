@@ -1,9 +1,5 @@
 package ec2
 
-import (
-	"strconv"
-)
-
 type xmlState struct {
 	Code int    `xml:"code"`
 	Name string `xml:"name"`
@@ -233,5 +229,3 @@ func (c *Cloud) terminateInstances(q *call) (response, error) {
 	})
 	return answer, err
 }
-
-func decimal(n int) string { return strconv.Itoa(n) }

@@ -21,7 +21,7 @@ func (p *params) tags() map[string]string {
 		}
 		tags[k] = v
 	}
-	if err, bad := checkTags(tags).(*Error); bad {
+	if err := checkTags(tags); err != nil {
 		p.fail(err)
 	}
 	return tags
@@ -43,7 +43,7 @@ func (p *params) tagSpecification(kinds ...string) map[string]string {
 	return tags
 }
 
-func checkTags(tags map[string]string) error {
+func checkTags(tags map[string]string) *Error {
 	for _, k := range sortedKeys(tags) {
 		switch {
 		case len(k) > maxTagKey, len(tags[k]) > maxTagValue:

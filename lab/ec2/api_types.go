@@ -100,8 +100,3 @@ func (c *Cloud) describeInstanceTypes(q *call) (response, error) {
 	shown, next := cut(pg, found, func(name string) string { return name })
 	return &describeTypesReply{Types: setOf(shown, typeOf), Next: next}, nil
 }
-
-// privateName is the name that EC2's DNS has for a private address.
-func privateName(addr, region string) string {
-	return "ip-" + strings.ReplaceAll(addr, ".", "-") + "." + region + ".compute.internal"
-}

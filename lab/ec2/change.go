@@ -149,6 +149,7 @@ func (ch *change) plane() error {
 	for _, id := range ch.touchedVPCs() {
 		v, subnets := ch.vpcAfter(id)
 		if err := plane.SyncVPC(v, subnets); err != nil {
+			ch.putVPCBack(id)
 			return err
 		}
 	}
@@ -183,6 +184,19 @@ func (ch *change) putBack(ids []string) {
 		if err != nil {
 			ch.c.log.Warn("network could not go back", "eni", id, "error", err)
 		}
+	}
+}
+
+// putVPCBack has the network carry the VPC as it was before the change. A VPC that was not there before has nothing
+// in it that could be carried.
+func (ch *change) putVPCBack(id string) {
+	if _, existed := ch.c.vpcs[id]; !existed {
+		return
+	}
+	before := &change{c: ch.c}
+	v, subnets := before.vpcAfter(id)
+	if err := ch.c.opts.Plane.SyncVPC(v, subnets); err != nil {
+		ch.c.log.Warn("network could not go back", "vpc", id, "error", err)
 	}
 }
 
@@ -237,7 +251,7 @@ func (ch *change) commit() {
 	}
 	c.state.Unlock()
 
-	maps.Copy(c.tokens, ch.created)
+	c.tokens.keep(ch.created, ch.now)
 	for _, id := range sortedKeys(ch.arrivals) {
 		c.expect(id, ch.arrivals[id])
 	}

@@ -3,7 +3,6 @@ package ec2
 import (
 	"cmp"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -47,7 +46,7 @@ type Cloud struct {
 	source   *source              // guarded by changing
 	due      map[string]time.Time // ENIs on their way in or out, and when they arrive; guarded by changing
 	nextDue  atomic.Int64         // earliest of due in Unix nanoseconds, 0 if none
-	tokens   map[string]issued    // client tokens; guarded by changing
+	tokens   tokens               // guarded by changing
 	public   netip.Addr           // last public address handed out; guarded by changing
 
 	state     sync.RWMutex // guards what follows; written with changing held as well
@@ -81,7 +80,7 @@ func New(o Options) *Cloud {
 	return &Cloud{
 		opts: o, clock: o.Clock, wall: clockwork.NewRealClock(), log: o.Logger,
 		source: newSource(o.Seed),
-		due:    map[string]time.Time{}, tokens: map[string]issued{}, public: o.PublicRange.Masked().Addr(),
+		due:    map[string]time.Time{}, tokens: newTokens(), public: o.PublicRange.Masked().Addr(),
 		vpcs: map[string]*VPC{}, subnets: map[string]*Subnet{}, groups: map[string]*SecurityGroup{},
 		instances: map[string]*Instance{}, enis: map[string]*ENI{}, pools: map[string]*pool{},
 		index:    newIndex(),
@@ -234,18 +233,6 @@ func (c *Cloud) InstanceByAddress(a netip.Addr) (found Instance, ok bool) {
 			if i, ok = c.instances[e.Attachment.InstanceID]; ok {
 				found = i.clone()
 				return
-			}
-		}
-	})
-	return found, ok
-}
-
-// InstanceByMAC gives the instance that has an ENI with the MAC address.
-func (c *Cloud) InstanceByMAC(mac net.HardwareAddr) (found Instance, ok bool) {
-	c.read(func() {
-		for _, e := range c.enis {
-			if e.MAC.String() == mac.String() && e.Attachment != nil {
-				found, ok = c.instances[e.Attachment.InstanceID].clone(), true
 			}
 		}
 	})

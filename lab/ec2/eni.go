@@ -59,8 +59,11 @@ func (ch *change) attach(eniID, instanceID string, device, card int) (*ENI, erro
 		return nil, kindENI.notFound(eniID)
 	}
 	i, ok := ch.instance(instanceID)
-	if !ok || i.State == stateTerminated {
+	if !ok {
 		return nil, kindInstance.notFound(instanceID)
+	}
+	if i.State != stateRunning {
+		return nil, errorf("IncorrectState", "Instance '%s' is %s, not running or stopped.", instanceID, i.State)
 	}
 	if e.Attachment != nil {
 		return nil, errorf("InvalidNetworkInterface.InUse", "Interface: [%s] in use.", eniID)

@@ -57,16 +57,17 @@ func internal(err error) *Error {
 	return errorf("InternalError", "An internal error has occurred: %v", err)
 }
 
-// The kinds of things that have an id, with the code and the words that EC2 uses when there is none of that id.
-type kind struct{ prefix, code, noun string }
+// kind is a kind of thing that has an id, with the code and the words that EC2 uses when there is none of that id or
+// when the id cannot be one. EC2 does not spell these codes alike.
+type kind struct{ prefix, notFoundCode, malformedCode, noun string }
 
 var (
-	kindENI        = kind{"eni", "InvalidNetworkInterfaceID", "networkInterface"}
-	kindAttachment = kind{"eni-attach", "InvalidAttachmentID", "attachment"}
-	kindInstance   = kind{"i", "InvalidInstanceID", "instance"}
-	kindSubnet     = kind{"subnet", "InvalidSubnetID", "subnet"}
-	kindVPC        = kind{"vpc", "InvalidVpcID", "vpc"}
-	kindGroup      = kind{"sg", "InvalidGroup", "security group"}
+	kindENI        = kind{"eni", "InvalidNetworkInterfaceID.NotFound", "InvalidNetworkInterfaceId.Malformed", "networkInterface"}
+	kindAttachment = kind{"eni-attach", "InvalidAttachmentID.NotFound", "InvalidNetworkInterfaceAttachmentId.Malformed", "attachment"}
+	kindInstance   = kind{"i", "InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed", "instance"}
+	kindSubnet     = kind{"subnet", "InvalidSubnetID.NotFound", "InvalidSubnetID.Malformed", "subnet"}
+	kindVPC        = kind{"vpc", "InvalidVpcID.NotFound", "InvalidVpcID.Malformed", "vpc"}
+	kindGroup      = kind{"sg", "InvalidGroup.NotFound", "InvalidSecurityGroupId.Malformed", "security group"}
 )
 
 // notFound quotes the ids singly: clients parse the unknown id out of this message.
@@ -74,17 +75,17 @@ func (k kind) notFound(ids ...string) *Error {
 	quoted := strings.Join(ids, ", ")
 	switch {
 	case k == kindGroup:
-		return errorf(k.code+".NotFound", "The security group '%s' does not exist", quoted)
+		return errorf(k.notFoundCode, "The security group '%s' does not exist", quoted)
 	case len(ids) > 1:
-		return errorf(k.code+".NotFound", "The %s IDs '%s' do not exist", k.noun, quoted)
+		return errorf(k.notFoundCode, "The %s IDs '%s' do not exist", k.noun, quoted)
 	}
-	return errorf(k.code+".NotFound", "The %s ID '%s' does not exist", k.noun, quoted)
+	return errorf(k.notFoundCode, "The %s ID '%s' does not exist", k.noun, quoted)
 }
 
 // check refuses ids that cannot be ones of the kind.
-func (k kind) check(id string) error {
+func (k kind) check(id string) *Error {
 	if !strings.HasPrefix(id, k.prefix+"-") {
-		return errorf(strings.TrimSuffix(k.code, "ID")+"ID.Malformed", `Invalid id: "%s" (expecting "%s-...")`, id, k.prefix)
+		return errorf(k.malformedCode, `Invalid id: "%s" (expecting "%s-...")`, id, k.prefix)
 	}
 	return nil
 }

@@ -101,3 +101,5 @@ func texts[T interface{ String() string }](list []T) []string {
 }
 
 func boolText(b bool) string { return strconv.FormatBool(b) }
+
+func decimal(n int) string { return strconv.Itoa(n) }

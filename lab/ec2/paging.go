@@ -31,7 +31,7 @@ func (p *params) paging(ids string, most int) page {
 		raw, err := base64.URLEncoding.DecodeString(token)
 		after, found := strings.CutPrefix(string(raw), tokenPrefix)
 		if err != nil || !found {
-			p.fail(invalidValue("Value (%s) for parameter nextToken is invalid", token))
+			p.fail(errorf("InvalidNextToken", "The specified NextToken (%s) is not valid.", token))
 		}
 		pg.after = after
 	}

@@ -86,7 +86,7 @@ func (p *params) required(name string) string {
 // id gives a parameter that must be there and must be an id of the kind.
 func (p *params) id(name string, k kind) string {
 	v := p.required(name)
-	if err, bad := k.check(v).(*Error); bad && v != "" {
+	if err := k.check(v); err != nil {
 		p.fail(err)
 	}
 	return v

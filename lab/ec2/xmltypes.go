@@ -2,6 +2,7 @@ package ec2
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -148,4 +149,9 @@ func (c *Cloud) xmlGroupRef(id string) xmlGroupRef {
 		x.Name = g.Name
 	}
 	return x
+}
+
+// privateName is the name that EC2's DNS has for a private address.
+func privateName(addr, region string) string {
+	return "ip-" + strings.ReplaceAll(addr, ".", "-") + "." + region + ".compute.internal"
 }
