@@ -48,7 +48,7 @@ func TestNodeHasItsOwnMachine(t *testing.T) {
 		"cat /etc/hostname":                                       "ip-10-0-1-10",
 		"tail -n1 /etc/hosts":                                     "10.0.1.10 ip-10-0-1-10",
 		"echo /sys/class/net/*":                                   "/sys/class/net/lo",
-		"cat /proc/1/comm":                                        "exe",
+		"cat /proc/1/comm":                                        "node-init",
 		"cat /proc/sys/net/ipv4/ip_forward":                       "1",
 		"cat /proc/sys/net/ipv4/conf/default/rp_filter":           "2",
 		"ls -A /run/aws-node /etc/cni /tmp":                       "/etc/cni:\n\n/run/aws-node:\n\n/tmp:",

@@ -23,6 +23,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -75,8 +76,10 @@ func Init() {
 	// Children are not meant.
 	_, _ = os.Unsetenv(stageVar), os.Unsetenv(filesVar)
 	if name, ok := strings.CutPrefix(stage, pid1Prefix); ok {
+		nameProcess("sandbox-init")
 		os.Exit(pid1(name))
 	}
+	nameProcess(stage)
 	part, ok := parts[stage]
 	if !ok {
 		fmt.Fprintf(os.Stderr, "sandbox: this program has no part %q\n", stage)
@@ -84,6 +87,13 @@ func Init() {
 	}
 	inside = true
 	os.Exit(part())
+}
+
+// nameProcess is for people who look at ps: a re-executed program would be called exe. What does not fit is cut off.
+func nameProcess(name string) {
+	if p, err := unix.BytePtrFromString(name); err == nil {
+		_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(p)), 0, 0, 0)
+	}
 }
 
 // Files are the descriptors that Config.Files handed down to this process.
