@@ -80,6 +80,8 @@ type Options struct {
 	Allocator Allocator
 	Agent     AgentConfig
 	Observe   func(Call) // may be nil
+	// Degraded tells whether some feature does not work at present. May be nil.
+	Degraded func() bool
 	// UID is the only user that may connect: root, unless a test says otherwise.
 	UID uint32
 	Log *slog.Logger
@@ -89,7 +91,6 @@ type Options struct {
 type Server struct {
 	socket string
 	grpc   *grpc.Server
-	health *health.Server
 	grace  time.Duration
 	log    *slog.Logger
 }
@@ -99,7 +100,10 @@ func New(o Options) *Server {
 	if o.Observe == nil {
 		o.Observe = func(Call) {}
 	}
-	s := &Server{socket: o.Socket, health: health.NewServer(), grace: gracefulTimeout, log: o.Log}
+	if o.Degraded == nil {
+		o.Degraded = func() bool { return false }
+	}
+	s := &Server{socket: o.Socket, grace: gracefulTimeout, log: o.Log}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(peerCredentials{uid: o.UID, log: o.Log}),
 		grpc.ChainUnaryInterceptor(recoverPanics(o.Log), limitCalls()),
@@ -114,19 +118,24 @@ func New(o Options) *Server {
 		allocator: o.Allocator, policyMode: o.Agent.NetworkPolicyMode, observe: o.Observe, log: o.Log,
 	})
 	rpc.RegisterConfigServerBackendServer(s.grpc, &agentBackend{config: o.Agent})
-	healthpb.RegisterHealthServer(s.grpc, s.health)
-	s.health.SetServingStatus(HealthName, healthpb.HealthCheckResponse_SERVING)
-	s.health.SetServingStatus(HealthUndegraded, healthpb.HealthCheckResponse_SERVING)
+	names := health.NewServer()
+	names.SetServingStatus(HealthName, healthpb.HealthCheckResponse_SERVING)
+	names.SetServingStatus(HealthUndegraded, healthpb.HealthCheckResponse_SERVING)
+	healthpb.RegisterHealthServer(s.grpc, prober{names, o.Degraded})
 	return s
 }
 
-// SetDegraded sets what HealthUndegraded answers.
-func (s *Server) SetDegraded(degraded bool) {
-	status := healthpb.HealthCheckResponse_SERVING
-	if degraded {
-		status = healthpb.HealthCheckResponse_NOT_SERVING
+// prober answers health checks. Whether something is degraded is asked when somebody wants to know.
+type prober struct {
+	*health.Server
+	degraded func() bool
+}
+
+func (p prober) Check(ctx context.Context, in *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	if in.GetService() == HealthUndegraded && p.degraded() {
+		return &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_NOT_SERVING}, nil
 	}
-	s.health.SetServingStatus(HealthUndegraded, status)
+	return p.Server.Check(ctx, in)
 }
 
 // Serve listens and serves until ctx ends; calls in flight then get a second to end.

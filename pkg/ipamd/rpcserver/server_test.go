@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -233,7 +234,8 @@ func TestCallerThatGoesAway(t *testing.T) {
 
 func TestHealth(t *testing.T) {
 	t.Parallel()
-	server, conn, _ := start(t, Options{Allocator: newPool(0)})
+	var degraded atomic.Bool
+	_, conn, _ := start(t, Options{Allocator: newPool(0), Degraded: degraded.Load})
 	client := healthpb.NewHealthClient(conn)
 	check := func(name string, want healthpb.HealthCheckResponse_ServingStatus) {
 		t.Helper()
@@ -242,11 +244,11 @@ func TestHealth(t *testing.T) {
 			t.Errorf("%q: %v, %v", name, got, err)
 		}
 	}
-	for _, degraded := range []bool{false, true, false} {
-		server.SetDegraded(degraded)
+	for _, d := range []bool{false, true, false} {
+		degraded.Store(d)
 		check("", healthpb.HealthCheckResponse_SERVING)
 		check(HealthName, healthpb.HealthCheckResponse_SERVING)
-		if degraded {
+		if d {
 			check(HealthUndegraded, healthpb.HealthCheckResponse_NOT_SERVING)
 		} else {
 			check(HealthUndegraded, healthpb.HealthCheckResponse_SERVING)
