@@ -25,7 +25,7 @@ func (c *Cloud) onENI(id string, fn func(*change, *ENI) error) error {
 }
 
 func (c *Cloud) assignPrivateIPAddresses(q *call) (response, error) {
-	id, w, reassign := q.id("NetworkInterfaceId", kindENI), q.want4(), q.boolean("AllowReassignment")
+	id, w, reassign := q.id("NetworkInterfaceId", kindENI), q.want4(q.prefixes), q.boolean("AllowReassignment")
 	w.addrs = q.addrs("PrivateIpAddress", netip.Addr.Is4)
 	if w.count > 0 && len(w.addrs) > 0 || w.prefixCount > 0 && len(w.addrs) > 0 {
 		q.fail(invalidCombination("A count of addresses or prefixes cannot be used with the parameter privateIpAddresses"))
@@ -72,7 +72,7 @@ type assign6Reply struct {
 }
 
 func (c *Cloud) assignIPv6Addresses(q *call) (response, error) {
-	id, w := q.id("NetworkInterfaceId", kindENI), q.want6()
+	id, w := q.id("NetworkInterfaceId", kindENI), q.want6(q.addrs, q.prefixes)
 	if w.slots() == 0 {
 		q.fail(missing("ipv6AddressCount or ipv6Addresses"))
 	}

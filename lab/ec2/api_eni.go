@@ -82,7 +82,7 @@ var interfaceTypes = []string{"", "interface", "efa", "efa-only", "trunk", "bran
 func (c *Cloud) createNetworkInterface(q *call) (response, error) {
 	n := newENI{
 		subnetID: q.id("SubnetId", kindSubnet), description: q.text("Description"), kind: q.text("InterfaceType"),
-		groups: q.list("SecurityGroupId"), v4: q.want4(), v6: q.want6(),
+		groups: q.list("SecurityGroupId"), v4: q.want4(q.prefixSpecs), v6: q.want6(q.addrSpecs, q.prefixSpecs),
 		tags: q.tagSpecification("network-interface"), conntrack: q.connTrack(),
 	}
 	n.primary, n.v4.addrs = q.privateAddresses()

@@ -190,9 +190,9 @@ func (p *params) primaryInterface(spec *InstanceSpec, primary *newENI) {
 		spec.SubnetID, spec.SecurityGroups = g.text("SubnetId"), g.list("SecurityGroupId")
 		spec.PrivateIP, primary.v4.addrs = g.privateAddresses()
 		spec.PublicIP = g.boolean("AssociatePublicIpAddress")
-		w4 := g.want4()
+		w4 := g.want4(g.prefixSpecs)
 		w4.addrs = primary.v4.addrs
-		primary.v4, primary.v6, primary.description = w4, g.want6(), g.text("Description")
+		primary.v4, primary.v6, primary.description = w4, g.want6(g.addrSpecs, g.prefixSpecs), g.text("Description")
 	}
 }
 

@@ -2,6 +2,8 @@ package ec2
 
 import (
 	"cmp"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"path"
 	"slices"
@@ -15,7 +17,7 @@ type Fault struct {
 	ID         string `json:"id"`
 	Action     string `json:"action,omitempty"`   // a glob: "*NetworkInterface"
 	SubnetID   string `json:"subnet,omitempty"`   // the call names it, or an ENI in it
-	InstanceID string `json:"instance,omitempty"` // the caller
+	InstanceID string `json:"instance,omitempty"` // the caller; "operator" is the person's
 
 	Error   string        `json:"error,omitempty"`   // the code to answer with; nothing happens
 	Message string        `json:"message,omitempty"` // with Error or Deny
@@ -65,6 +67,22 @@ func (c *Cloud) Faults() []Fault {
 	c.faults.mu.Lock()
 	defer c.faults.mu.Unlock()
 	return slices.Clone(c.faults.rules)
+}
+
+// Validate refuses a rule that can never strike or does nothing: one that was meant differently.
+func (f Fault) Validate() error {
+	known := slices.ContainsFunc(sortedKeys(actions), func(action string) bool {
+		return Fault{Action: f.Action}.matches(action, "", "")
+	})
+	switch {
+	case !known:
+		return fmt.Errorf("no action is called %q (a glob may stand for several: *NetworkInterface)", f.Action)
+	case f.Error == "" && f.Latency == 0 && !f.LostResponse && !f.Deny:
+		return errors.New("the fault does nothing: it needs an error, a latency, a lost response or a denial")
+	case f.Latency < 0 || f.Count < 0 || f.Probability < 0 || f.Probability > 1:
+		return errors.New("latency and count cannot be negative, and the probability is between 0 and 1")
+	}
+	return nil
 }
 
 // verdict is what the rules do to a call.

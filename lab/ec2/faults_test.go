@@ -53,6 +53,24 @@ func TestFaultConditions(t *testing.T) {
 	}
 }
 
+func TestFaultValidate(t *testing.T) {
+	t.Parallel()
+	for _, f := range []ec2.Fault{
+		{Deny: true}, {Action: "*", Latency: time.Second}, {Action: "*NetworkInterface", Error: "X", Count: 1, Probability: 0.5},
+	} {
+		if err := f.Validate(); err != nil {
+			t.Errorf("%+v: %v", f, err)
+		}
+	}
+	for _, f := range []ec2.Fault{
+		{}, {Action: "AttachNetworkInterfaces", Deny: true}, {Action: "[", Deny: true}, {Error: "X", Count: -1}, {Error: "X", Probability: 2},
+	} {
+		if f.Validate() == nil {
+			t.Errorf("%+v is not refused", f)
+		}
+	}
+}
+
 func TestFaultCount(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

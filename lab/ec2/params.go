@@ -36,17 +36,15 @@ func (f *form) fail(err *Error) {
 	}
 }
 
-// finish gives the first error of reading. A parameter that was not read is one that the action does not have.
+// finish refuses what was not read, for that is what the action does not have, and then gives the first error of
+// reading.
 func (f *form) finish() error {
-	if f.err != nil {
-		return f.err
-	}
 	for _, name := range sortedKeys(f.values) {
 		if !f.read[name] {
 			return errorf("UnknownParameter", "The parameter %s is not recognized", name)
 		}
 	}
-	return nil
+	return f.err
 }
 
 // get gives a parameter's value; false if it is not there.
@@ -157,7 +155,7 @@ func (p *params) groups(name string) []*params {
 }
 
 // addr parses an address of the family; the zero Addr if the text is empty.
-func (p *params) addr(name, v string, is func(netip.Addr) bool) netip.Addr {
+func (p *params) addr(name, v string, is family) netip.Addr {
 	if v == "" {
 		return netip.Addr{}
 	}
@@ -169,7 +167,7 @@ func (p *params) addr(name, v string, is func(netip.Addr) bool) netip.Addr {
 }
 
 // addrs gives the addresses of Name.1, Name.2 and so on.
-func (p *params) addrs(name string, is func(netip.Addr) bool) []netip.Addr {
+func (p *params) addrs(name string, is family) []netip.Addr {
 	var addrs []netip.Addr
 	for _, v := range p.list(name) {
 		addrs = append(addrs, p.addr(name, v, is))
@@ -178,7 +176,7 @@ func (p *params) addrs(name string, is func(netip.Addr) bool) []netip.Addr {
 }
 
 // prefix parses a prefix of the family.
-func (p *params) prefix(v string, is func(netip.Addr) bool) netip.Prefix {
+func (p *params) prefix(v string, is family) netip.Prefix {
 	at, err := netip.ParsePrefix(v)
 	if err != nil || !is(at.Addr()) {
 		p.fail(invalidValue("invalid value for parameter prefix: %s", v))
@@ -187,7 +185,7 @@ func (p *params) prefix(v string, is func(netip.Addr) bool) netip.Prefix {
 }
 
 // prefixes gives the prefixes of Name.1, Name.2 and so on.
-func (p *params) prefixes(name string, is func(netip.Addr) bool) []netip.Prefix {
+func (p *params) prefixes(name string, is family) []netip.Prefix {
 	var all []netip.Prefix
 	for _, v := range p.list(name) {
 		all = append(all, p.prefix(v, is))

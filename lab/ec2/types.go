@@ -1,5 +1,14 @@
 // Package ec2 is a simulated EC2: stateful, with AWS's semantics, limits and error codes, spoken to over the real
 // Query protocol. Time comes from an injected clock; the network that carries its decisions is behind Plane.
+//
+// A Cloud is made with New and furnished by its methods: VPCs, subnets, security groups, instances. Clients call
+// Handler, over a socket or through Transport without one, and sign with Credentials, by which the cloud knows them.
+// AddFault and SetThrottle make it behave badly; Requests and Counts tell what was asked of it.
+//
+// An action or a parameter that is not modelled is refused as EC2 refuses what it does not know, so that nobody relies
+// on what is silently ignored; testdata/parameters-refused.txt lists what that is for the actions there are. Not
+// modelled at all: rules of security groups, elastic IP addresses, branch ENIs, subnet CIDR reservations, and the time
+// that EC2 takes to show everyone what it has told one.
 package ec2
 
 import (

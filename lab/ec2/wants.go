@@ -19,19 +19,34 @@ func (p *params) privateAddresses() (primary netip.Addr, secondary []netip.Addr)
 	return primary, secondary
 }
 
+// family says whether an address is of the family that is asked for.
+type family = func(netip.Addr) bool
+
+// CreateNetworkInterface takes explicit addresses and prefixes as lists of structures, Assign… takes them as plain
+// lists: addrSpecs and prefixSpecs read the former, addrs and prefixes the latter.
+
+func (p *params) addrSpecs(name string, is family) (all []netip.Addr) {
+	for _, g := range p.groups(name) {
+		all = append(all, p.addr(name, g.required("Ipv6Address"), is))
+	}
+	return all
+}
+
+// prefixSpecs reads Name.1.Name, Name.2.Name and so on.
+func (p *params) prefixSpecs(name string, is family) (all []netip.Prefix) {
+	for _, g := range p.groups(name) {
+		all = append(all, p.prefix(g.required(name), is))
+	}
+	return all
+}
+
 // want4 reads what CreateNetworkInterface and AssignPrivateIpAddresses call alike.
-func (p *params) want4() want {
+func (p *params) want4(prefixes func(string, family) []netip.Prefix) want {
 	w := want{
 		count:       p.integer("SecondaryPrivateIpAddressCount", 0, 1<<16),
+		prefixes:    prefixes("Ipv4Prefix", netip.Addr.Is4),
 		prefixCount: p.integer("Ipv4PrefixCount", 0, 1<<12),
 	}
-	// The one takes a list of prefixes, the other a list of structures with a prefix.
-	for _, g := range p.groups("Ipv4Prefix") {
-		if v, ok := g.get("Ipv4Prefix"); ok {
-			w.prefixes = append(w.prefixes, p.prefix(v, netip.Addr.Is4))
-		}
-	}
-	w.prefixes = append(w.prefixes, p.prefixes("Ipv4Prefix", netip.Addr.Is4)...)
 	if w.prefixCount > 0 && (w.count > 0 || len(w.prefixes) > 0) {
 		p.fail(invalidCombination("The parameter ipv4PrefixCount cannot be used with ipv4Prefixes or secondaryPrivateIpAddressCount"))
 	}
@@ -39,23 +54,13 @@ func (p *params) want4() want {
 }
 
 // want6 is want4 for IPv6.
-func (p *params) want6() want {
+func (p *params) want6(addrs func(string, family) []netip.Addr, prefixes func(string, family) []netip.Prefix) want {
 	w := want{
+		addrs:       addrs("Ipv6Addresses", netip.Addr.Is6),
 		count:       p.integer("Ipv6AddressCount", 0, 1<<12),
+		prefixes:    prefixes("Ipv6Prefix", netip.Addr.Is6),
 		prefixCount: p.integer("Ipv6PrefixCount", 0, 1<<12),
 	}
-	for _, g := range p.groups("Ipv6Addresses") {
-		if v, ok := g.get("Ipv6Address"); ok {
-			w.addrs = append(w.addrs, p.addr("Ipv6Address", v, netip.Addr.Is6))
-		}
-	}
-	w.addrs = append(w.addrs, p.addrs("Ipv6Addresses", netip.Addr.Is6)...)
-	for _, g := range p.groups("Ipv6Prefix") {
-		if v, ok := g.get("Ipv6Prefix"); ok {
-			w.prefixes = append(w.prefixes, p.prefix(v, netip.Addr.Is6))
-		}
-	}
-	w.prefixes = append(w.prefixes, p.prefixes("Ipv6Prefix", netip.Addr.Is6)...)
 	if w.count > 0 && len(w.addrs) > 0 || w.prefixCount > 0 && len(w.prefixes) > 0 {
 		p.fail(invalidCombination("A count of IPv6 addresses or prefixes cannot be used with explicit ones"))
 	}
