@@ -14,8 +14,8 @@ import (
 )
 
 // Apply makes the host's state the one that the Config asks for and writes only what differs. What fails for one ENI
-// leaves that ENI in Report.NotReady and does not keep anything else from being done; what failed in the kernel is
-// also in the error. An ENI whose link is not there, or that Render left out, is in NotReady only.
+// leaves that ENI in Report.NotReady, and only there, as does a link that is not there or an ENI that Render left out;
+// everything else is done. An error is for what concerns all: then no ENI can be relied on.
 //
 // The routes of running pods must be in table names.TablePods before the first Apply: addresses without one are
 // unreachable afterwards.
@@ -73,27 +73,28 @@ func (a *apply) run(ctx context.Context) error {
 	}
 	// Deletes come last: until here every packet found either the old state or the new one.
 	for _, r := range staleRules {
-		a.write("delete rule "+r.String(), deleteRule(a.h.handle, r))
+		a.write("delete rule "+r.String(), "", deleteRule(a.h.handle, r))
 	}
 	for _, r := range staleRoutes {
-		a.write(fmt.Sprintf("delete route %s table %d", r.dst, r.table), deleteRoute(a.h.handle, r))
+		a.write(fmt.Sprintf("delete route %s table %d", r.dst, r.table), "", deleteRoute(a.h.handle, r))
 	}
 	return nil
 }
 
-// write counts a change that was made, or keeps the error of one that was not; the ENIs that it was for are not ready
-// without it.
-func (a *apply) write(what string, err error, enis ...string) {
+// write counts a change that was made, or keeps the error of one that was not: the ENI that it was for is not ready
+// without it. The id is empty for changes that are for none in particular.
+func (a *apply) write(what, eni string, err error) {
 	if err == nil {
 		a.report.Writes++
 		a.h.log.Debug("host network write", "what", what)
 		return
 	}
 	err = fmt.Errorf("%s: %w", what, err)
-	a.errs = append(a.errs, err)
-	for _, id := range enis {
-		a.notReady(id, err)
+	if eni == "" {
+		a.failAll(err)
+		return
 	}
+	a.notReady(eni, err)
 }
 
 // notReady keeps the first reason, from which the others mostly follow.
@@ -105,18 +106,9 @@ func (a *apply) notReady(eni string, err error) {
 
 func (a *apply) failAll(err error) {
 	a.errs = append(a.errs, err)
-	for _, id := range a.all() {
-		a.notReady(id, err)
-	}
-}
-
-// all returns the ids of the ENIs that are part of the state.
-func (a *apply) all() []string {
-	var ids []string
 	for _, l := range a.desired.Links {
-		ids = append(ids, l.ENI)
+		a.notReady(l.ENI, err)
 	}
-	return ids
 }
 
 // links brings the links and their addresses into order.
@@ -137,11 +129,11 @@ func (a *apply) links() error {
 		// Strict reverse-path filtering looks replies up without the mark and drops them; the larger of conf.all's
 		// value and this one counts. It is set before the link can bring in anything.
 		if l.rpFilter != rpFilterLoose {
-			a.write("set rp_filter of "+l.name, a.h.rtnl.setRPFilter(l.index, rpFilterLoose), want.ENI)
+			a.write("set rp_filter of "+l.name, want.ENI, a.h.rtnl.setRPFilter(l.index, rpFilterLoose))
 		}
 		if want.MTU != 0 && l.mtu != want.MTU {
-			a.write(fmt.Sprintf("set MTU of %s to %d", l.name, want.MTU),
-				a.h.handle.LinkSetMTU(linkRef(l), want.MTU), want.ENI)
+			a.write(fmt.Sprintf("set MTU of %s to %d", l.name, want.MTU), want.ENI,
+				a.h.handle.LinkSetMTU(linkRef(l), want.MTU))
 		}
 	}
 	if err := a.addresses(); err != nil {
@@ -149,7 +141,7 @@ func (a *apply) links() error {
 	}
 	for _, want := range a.desired.Links {
 		if l, ok := a.linkOf[want.ENI]; ok && !want.Primary && !l.up {
-			a.write(fmt.Sprintf("set %s up", l.name), a.h.handle.LinkSetUp(linkRef(l)), want.ENI)
+			a.write(fmt.Sprintf("set %s up", l.name), want.ENI, a.h.handle.LinkSetUp(linkRef(l)))
 		}
 	}
 	return nil
@@ -175,14 +167,18 @@ func (a *apply) addresses() error {
 			addr := prefixOf(list[i].IPNet).Addr()
 			present = present || addr == want.Prefix.Addr()
 			if contains(want.Pool, addr) {
-				a.write(fmt.Sprintf("delete pods' address %s from %s", addr, l.name),
-					a.h.handle.AddrDel(linkRef(l), &list[i]), want.ENI)
+				a.write(fmt.Sprintf("delete pods' address %s from %s", addr, l.name), want.ENI,
+					a.h.handle.AddrDel(linkRef(l), &list[i]))
 			}
 		}
 		if !present {
-			own := &netlink.Addr{IPNet: ipNet(want.Prefix), Flags: unix.IFA_F_NOPREFIXROUTE}
-			a.write(fmt.Sprintf("add address %s to %s", want.Prefix, l.name),
-				a.h.handle.AddrAdd(linkRef(l), own), want.ENI)
+			err := a.h.handle.AddrAdd(linkRef(l), &netlink.Addr{
+				IPNet: ipNet(want.Prefix), Flags: unix.IFA_F_NOPREFIXROUTE,
+			})
+			if errors.Is(err, unix.EEXIST) { // since the list was made
+				err = nil
+			}
+			a.write(fmt.Sprintf("add address %s to %s", want.Prefix, l.name), want.ENI, err)
 		}
 	}
 	return nil
@@ -198,7 +194,7 @@ func (a *apply) routes(ctx context.Context) ([]route, error) {
 	eniOf := make(map[route]string)
 	for _, r := range a.desired.Routes {
 		l, ok := a.linkOf[r.ENI]
-		if r.ENI != "" && !ok {
+		if !r.Unreachable && !ok {
 			continue
 		}
 		b := r.bind(l.index)
@@ -210,11 +206,7 @@ func (a *apply) routes(ctx context.Context) ([]route, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		enis := []string{eniOf[r]}
-		if eniOf[r] == "" {
-			enis = nil // an address without a pod stays reachable: a loop, but no harm to pods
-		}
-		a.write(fmt.Sprintf("write route %s table %d", r.dst, r.table), a.h.handle.RouteReplace(r.toNetlink()), enis...)
+		a.write(fmt.Sprintf("write route %s table %d", r.dst, r.table), eniOf[r], a.h.handle.RouteReplace(r.toNetlink()))
 	}
 	// The kernel makes a connected route in main for an address that somebody else gave the ENI, and again whenever the
 	// link comes up. Pods of the primary ENI, and the host, would reach the subnet by an ENI that is not theirs.
@@ -241,17 +233,13 @@ func (a *apply) rules() ([]rule, error) {
 	}
 	eniOf := make(map[int]string)
 	for _, r := range a.desired.Routes {
-		if r.ENI != "" {
+		if isENITable(r.Table) {
 			eniOf[r.Table] = r.ENI
 		}
 	}
 	add, stale := diffRules(have, a.desired.Rules)
 	for _, r := range add {
-		enis := a.all()
-		if id, ok := eniOf[r.Table]; ok {
-			enis = []string{id}
-		}
-		a.write("add rule "+r.String(), addRule(a.h.handle, r), enis...)
+		a.write("add rule "+r.String(), eniOf[r.Table], addRule(a.h.handle, r))
 	}
 	return stale, nil
 }

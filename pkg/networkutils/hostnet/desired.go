@@ -45,7 +45,7 @@ type Route struct {
 	Dst         netip.Prefix
 	Metric      uint32
 	Unreachable bool
-	ENI         string     // the link it leaves by; empty if unreachable
+	ENI         string     // whose route it is, and whose link it leaves by unless it is unreachable
 	Gateway     netip.Addr // invalid for a destination on the link
 }
 
@@ -130,7 +130,7 @@ func (r Route) String() string {
 	if r.Gateway.IsValid() {
 		fmt.Fprintf(&b, " via %s", r.Gateway)
 	}
-	if r.ENI != "" {
+	if !r.Unreachable {
 		fmt.Fprintf(&b, " dev %s", r.ENI)
 	}
 	fmt.Fprintf(&b, " table %s", tableName(r.Table))

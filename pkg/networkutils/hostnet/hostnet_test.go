@@ -274,6 +274,9 @@ func TestGolden(t *testing.T) {
 			n := newNode(t, 4)
 			n.applyTwice(s.cfg)
 			golden(t, s.name, n.state()+n.linkState())
+			if r, err := n.open().Apply(t.Context(), s.cfg); err != nil || r.Writes != 0 {
+				t.Fatalf("after a restart: %d writes (%v), want none", r.Writes, err)
+			}
 		})
 	}
 }
@@ -321,8 +324,8 @@ func TestOneENIsErrorBlocksNothingElse(t *testing.T) {
 	t.Cleanup(host.Close)
 	cfg := config(primaryENI("10.0.1.11"), secondaryENI(1, "10.0.1.31"), secondaryENI(2, "100.64.2.11"))
 	report, err := host.Apply(t.Context(), cfg)
-	if !errors.Is(err, unix.ENODEV) || len(report.NotReady) != 1 || !errors.Is(report.NotReady["eni-1"], unix.ENODEV) {
-		t.Fatalf("error %v, NotReady = %v, want %v for eni-1", err, report.NotReady, unix.ENODEV)
+	if err != nil || len(report.NotReady) != 1 || !errors.Is(report.NotReady["eni-1"], unix.ENODEV) {
+		t.Fatalf("error %v, NotReady = %v, want only %v for eni-1", err, report.NotReady, unix.ENODEV)
 	}
 	if rules := n.Run("ip", "rule"); !strings.Contains(rules, "from 100.64.2.10 lookup 3") {
 		t.Fatalf("eni-2 was left out:\n%s", rules)
@@ -336,6 +339,40 @@ func TestOneENIsErrorBlocksNothingElse(t *testing.T) {
 	fresh.apply(want)
 	if got, want := n.state(), fresh.state(); got != want {
 		t.Fatalf("what the lost ENI left behind:\n%s", firstDifference(want, got))
+	}
+}
+
+// During an upgrade two daemons may be at it for a moment.
+func TestSeveralDaemonsAtOnce(t *testing.T) {
+	t.Parallel()
+	s := scenarios()[1]
+	n := newNode(t, 4)
+	for range 5 {
+		var daemons sync.WaitGroup
+		errs := make(chan error, 4)
+		for range cap(errs) {
+			host := n.open()
+			daemons.Go(func() {
+				report, err := host.Apply(t.Context(), s.cfg)
+				for eni, why := range report.NotReady {
+					err = errors.Join(err, fmt.Errorf("%s is not ready: %w", eni, why))
+				}
+				errs <- err
+			})
+		}
+		daemons.Wait()
+		close(errs)
+		for err := range errs {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, want := n.state(), ruleSet(t, s.name); got != want {
+			t.Fatalf("%s", firstDifference(want, got))
+		}
+		if err := n.host.Cleanup(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

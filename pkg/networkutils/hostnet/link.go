@@ -37,7 +37,7 @@ type link struct {
 }
 
 // stackedKinds are links that show the MAC of another link below them, or of no ENI at all.
-var stackedKinds = []string{"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "bond", "bridge", "team", "vrf"}
+var stackedKinds = []string{"vlan", "ipvlan", "ipvtap", "bond", "bridge", "team", "vrf"}
 
 // isNIC reports whether the link can be an ENI itself.
 func (l link) isNIC() bool { return !slices.Contains(stackedKinds, l.kind) && len(l.mac) == 6 }

@@ -46,7 +46,7 @@ func Render(cfg Config) (Desired, error) {
 
 	d := Desired{Unfit: unfit}
 	d.Links = append(d.Links, Link{ENI: primary.ID, MAC: primary.MAC.String(), Primary: true, MTU: cfg.MTU})
-	d.Routes = append(d.Routes, unreachable(primary.Pool)...)
+	d.Routes = append(d.Routes, unreachable(primary)...)
 	for _, e := range secondary {
 		d.Links = append(d.Links, Link{ENI: e.ID, MAC: e.MAC.String(), MTU: cfg.MTU})
 		d.Addresses = append(d.Addresses, Address{
@@ -58,7 +58,7 @@ func Render(cfg Config) (Desired, error) {
 		d.Routes = append(d.Routes,
 			Route{Table: e.table, Dst: host(router), ENI: e.ID},
 			Route{Table: e.table, Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), ENI: e.ID, Gateway: router})
-		d.Routes = append(d.Routes, unreachable(e.Pool)...)
+		d.Routes = append(d.Routes, unreachable(e.ENI)...)
 	}
 	d.Rules = rules(cfg, m, secondary)
 	d.Filter = filter(cfg, m, primary, secondary, exempt)
@@ -200,11 +200,14 @@ func (c *claims) overlap(p netip.Prefix) (ownedRange, bool) {
 }
 
 // unreachable ends packets to addresses of the node that no pod has: without it they go back to the VPC router, which
-// sends them here again until their TTL is used up.
-func unreachable(pool []netip.Prefix) []Route {
+// sends them here again until their TTL is used up. Unreachable and not blackhole, so that the client of a pod that is
+// gone learns it at once.
+func unreachable(e ENI) []Route {
 	var list []Route
-	for _, p := range pool {
-		list = append(list, Route{Table: names.TablePods, Dst: p, Metric: unreachableMetric, Unreachable: true})
+	for _, p := range e.Pool {
+		list = append(list, Route{
+			Table: names.TablePods, Dst: p, Metric: unreachableMetric, Unreachable: true, ENI: e.ID,
+		})
 	}
 	return list
 }

@@ -32,21 +32,22 @@ type routeKey struct {
 	tos    int
 }
 
-// bind fills in the link.
+// bind fills in the link that the route leaves by, if it does.
 func (r Route) bind(link int) route {
 	b := route{
 		routeKey: routeKey{table: r.Table, dst: r.Dst, metric: r.Metric},
 		typ:      unix.RTN_UNICAST,
-		link:     link,
 		gateway:  r.Gateway,
 		protocol: names.RouteProtocol,
 	}
 	switch {
 	case r.Unreachable:
 		b.typ = unix.RTN_UNREACHABLE
+		return b
 	case !r.Gateway.IsValid():
 		b.scope = unix.RT_SCOPE_LINK
 	}
+	b.link = link
 	return b
 }
 

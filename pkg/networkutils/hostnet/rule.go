@@ -90,7 +90,7 @@ func listRules(h *netlink.Handle) ([]rule, error) {
 func ruleOf(r netlink.Rule) rule {
 	out := rule{
 		Rule: Rule{
-			Priority: r.Priority, Src: prefixOf(r.Src), Dst: prefixOf(r.Dst), Mark: r.Mark, Table: r.Table,
+			V6: r.Family == netlink.FAMILY_V6, Priority: r.Priority, Src: prefixOf(r.Src), Dst: prefixOf(r.Dst), Mark: r.Mark, Table: r.Table,
 		},
 		protocol: r.Protocol,
 		other: r.Invert || r.IifName != "" || r.OifName != "" || r.IPProto != 0 || r.Sport != nil || r.Dport != nil ||
@@ -106,6 +106,9 @@ func ruleOf(r netlink.Rule) rule {
 func (r Rule) toNetlink(protocol uint8) *netlink.Rule {
 	out := netlink.NewRule()
 	out.Family = netlink.FAMILY_V4
+	if r.V6 {
+		out.Family = netlink.FAMILY_V6
+	}
 	out.Priority = r.Priority
 	out.Src, out.Dst = ipNet(r.Src), ipNet(r.Dst)
 	out.Table = r.Table

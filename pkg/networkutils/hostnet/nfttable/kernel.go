@@ -216,6 +216,8 @@ func (c *Conn) Write(change *Change) error {
 		c.nft.AddChain(chainRef(ref, ch))
 	}
 	for _, ch := range change.AddRules {
+		// The chain may have been filled since the table was read, by another daemon during an upgrade.
+		c.nft.FlushChain(&nftables.Chain{Table: ref, Name: ch.Name})
 		for _, r := range ch.Rules {
 			c.nft.AddRule(&nftables.Rule{Table: ref, Chain: &nftables.Chain{Table: ref, Name: ch.Name}, Exprs: r})
 		}
