@@ -23,7 +23,7 @@ var eniFields = fields[*ENI]{
 	"vpc-id":               one(func(e *ENI) string { return e.VPCID }),
 	"subnet-id":            one(func(e *ENI) string { return e.SubnetID }),
 	"availability-zone":    one(func(e *ENI) string { return e.Zone }),
-	"status":               one(func(e *ENI) string { return e.Status }),
+	"status":               one((*ENI).shownStatus),
 	"description":          one(func(e *ENI) string { return e.Description }),
 	"interface-type":       one(func(e *ENI) string { return e.Type }),
 	"mac-address":          one(func(e *ENI) string { return e.MAC.String() }),

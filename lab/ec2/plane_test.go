@@ -105,7 +105,7 @@ func TestPlaneSeesEveryStep(t *testing.T) {
 	eni := *l.create(1).NetworkInterfaceId
 	attachment := l.attach(eni, 1)
 	l.clock.Advance(attachDelay)
-	wantEqual(t, "status", string(l.describe(eni).Status), "in-use") // the call carries out what is due
+	wantEqual(t, "status", string(l.describe(eni).Attachment.Status), "attached") // the call carries out what is due
 	must(l.client.DetachNetworkInterface(l.ctx, &sdk.DetachNetworkInterfaceInput{AttachmentId: &attachment}))(t)
 	l.clock.Advance(detachDelay)
 	must(l.client.DeleteNetworkInterface(l.ctx, &sdk.DeleteNetworkInterfaceInput{NetworkInterfaceId: &eni}))(t)
@@ -149,10 +149,10 @@ func TestPlaneArrivesLater(t *testing.T) {
 	l.attach(eni, 1)
 	n.failAt("sync attached", errors.New("not yet"))
 	l.clock.Advance(attachDelay)
-	wantEqual(t, "status", string(l.describe(eni).Status), "attaching")
+	wantEqual(t, "status", string(l.describe(eni).Attachment.Status), "attaching")
 	n.failAt("sync attached", nil)
 	l.clock.Advance(time.Second)
-	wantEqual(t, "status", string(l.describe(eni).Status), "in-use")
+	wantEqual(t, "status", string(l.describe(eni).Attachment.Status), "attached")
 }
 
 // TestSlowPlane: while the network is busy with one change, others can look.

@@ -156,6 +156,7 @@ func TestLifeOfAnENI(t *testing.T) {
 	attachment := l.attach(id, 1)
 	l.clock.Advance(attachDelay - time.Nanosecond)
 	wantEqual(t, "on its way", l.describe(id).Attachment.Status, types.AttachmentStatusAttaching)
+	wantEqual(t, "status while attaching", l.describe(id).Status, types.NetworkInterfaceStatusInUse)
 	// CNIs set this at once, while the ENI is still attaching.
 	must(l.client.ModifyNetworkInterfaceAttribute(l.ctx, &sdk.ModifyNetworkInterfaceAttributeInput{
 		NetworkInterfaceId: &id,

@@ -76,7 +76,7 @@ type ENI struct {
 	Zone             string
 	Description      string
 	Type             string // interface, efa, trunk, branch
-	Status           string // available, attaching, in-use, detaching
+	Status           string // available, attaching, in-use, detaching; to clients all but the first are in-use
 	SourceDestCheck  bool
 	Groups           []string // security group ids
 	Primary          netip.Addr

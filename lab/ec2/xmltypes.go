@@ -114,7 +114,7 @@ func timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.
 func (c *Cloud) xmlInterface(e *ENI) xmlInterface {
 	x := xmlInterface{
 		ID: e.ID, SubnetID: e.SubnetID, VPCID: e.VPCID, Description: e.Description, OwnerID: c.opts.AccountID,
-		Status: e.Status, Type: e.Type, MAC: e.MAC.String(), PrivateIP: e.Primary.String(), SourceDestCheck: e.SourceDestCheck,
+		Status: e.shownStatus(), Type: e.Type, MAC: e.MAC.String(), PrivateIP: e.Primary.String(), SourceDestCheck: e.SourceDestCheck,
 		Groups:       setOf(e.Groups, c.xmlGroupRef),
 		Prefixes:     setOf(e.Prefixes, func(p netip.Prefix) xmlIPv4Prefix { return xmlIPv4Prefix{p.String()} }),
 		IPv6:         setOf(e.IPv6, func(a netip.Addr) xmlIPv6 { return xmlIPv6{Addr: a.String()} }),
@@ -137,6 +137,15 @@ func (c *Cloud) xmlInterface(e *ENI) xmlInterface {
 		}
 	}
 	return x
+}
+
+// shownStatus is the status that the API shows. Of an ENI on its way in or out it says "in-use"; only its attachment
+// tells more.
+func (e *ENI) shownStatus() string {
+	if e.Attachment != nil {
+		return statusInUse
+	}
+	return e.Status
 }
 
 func (c *Cloud) xmlENI(e *ENI) xmlENI {
