@@ -1,0 +1,144 @@
+package ipamd
+
+import (
+	"errors"
+	"log/slog"
+	"time"
+
+	"vpccni/pkg/ipamd/checkpoint"
+	"vpccni/pkg/ipamd/datastore"
+)
+
+// commitRetry is the wait after a failed commit that nobody waits for.
+const commitRetry = time.Second
+
+// commits are what has to be durable before anybody hears of it. One commit is in flight at a time; whatever happens
+// meanwhile shares the next one.
+type commits struct {
+	current *batch // in flight; nil if none is
+	next    batch
+	unsaved bool      // something changed that nobody waits for
+	failed  bool      // the last commit failed
+	notTill time.Time // while unsaved and failed: no commit before
+	// commitAt is when a commit that nobody waits for is due again.
+	commitAt time.Time
+}
+
+// batch is who waits for a commit.
+type batch struct {
+	adds []*add
+	dels []*del
+	ops  []*operation // to begin their calls
+}
+
+func (b batch) empty() bool { return len(b.adds)+len(b.dels)+len(b.ops) == 0 }
+
+func (c *controller) commitIfDue(now time.Time) {
+	c.commitAt = time.Time{}
+	if c.current != nil || c.next.empty() && !c.unsaved {
+		return
+	}
+	if c.next.empty() && c.failed && now.Before(c.notTill) {
+		c.commitAt = c.notTill
+		return
+	}
+	b := c.next
+	c.current, c.next, c.unsaved = &b, batch{}, false
+	c.emit(effCommit{})
+}
+
+// committed answers those who waited for the commit. If it failed, what they asked for is undone: nobody may hold an
+// address that a restart would forget, or believe an address released that a restart would bring back.
+func (c *controller) committed(err error, now time.Time) {
+	b := c.current
+	if b == nil {
+		return
+	}
+	c.current, c.failed = nil, err != nil
+	if err != nil {
+		c.counters.CommitErrors++
+		c.unsaved, c.notTill = true, now.Add(commitRetry)
+		c.log(slog.LevelError, "state not durable", "error", err)
+	}
+	for _, a := range b.adds {
+		c.addCommitted(a, err, now)
+	}
+	for _, d := range b.dels {
+		c.delCommitted(d, err)
+	}
+	for _, op := range b.ops {
+		// The intent only saves the search for an ENI that a crash left behind, which the next start makes anyway if
+		// the journal is damaged. Pods must not wait for a disk.
+		if c.ops[op.id] == op {
+			c.begin(op, now)
+		}
+	}
+}
+
+func (c *controller) addCommitted(a *add, err error, now time.Time) {
+	if c.adds[a.id] == nil {
+		return // its caller went away, or a DEL came
+	}
+	if err == nil {
+		delete(c.adds, a.id)
+		c.counters.AddsServed++
+		c.emit(effAdd{id: a.id, reply: c.addReply(a.alloc)})
+		return
+	}
+	if s := c.sandboxes[a.key]; s != nil && s.fresh && !s.delivered {
+		s.fresh = false
+		if _, undoErr := c.store.Undo(a.key, now); undoErr != nil && !errors.Is(undoErr, datastore.ErrUnknownPod) {
+			err = errors.Join(err, undoErr)
+		}
+	}
+	c.refuse(a, &Refusal{CodeStorage, "the address could not be recorded: " + err.Error()})
+}
+
+func (c *controller) delCommitted(d *del, err error) {
+	if !d.unknown {
+		if c.releasing[d.key]--; c.releasing[d.key] <= 0 {
+			delete(c.releasing, d.key)
+		}
+	}
+	switch {
+	case err != nil:
+		if !d.unknown {
+			if undo := c.store.Reinstate(d.alloc); undo != nil {
+				c.log(slog.LevelError, "release stays, although it is not durable", "ip", d.alloc.Address, "error", undo)
+			}
+		}
+		c.emit(effDel{id: d.id, err: &Refusal{CodeStorage, "the release could not be recorded: " + err.Error()}})
+	case d.unknown:
+		c.emit(effDel{id: d.id, err: datastore.ErrUnknownPod})
+	default:
+		c.emit(effDel{id: d.id, reply: delReply(d.alloc)})
+	}
+}
+
+// durable is everything that must not be forgotten.
+func (c *controller) durable(now time.Time) checkpoint.State {
+	var s checkpoint.State
+	for _, a := range c.store.Allocations() {
+		s.Allocations = append(s.Allocations, checkpoint.Allocation{
+			NetworkName: a.NetworkName, ContainerID: a.ContainerID, IfName: a.IfName, Address: a.Address, Time: a.Time,
+			Namespace: a.Namespace, Pod: a.Pod, Interfaces: a.Interfaces,
+		})
+	}
+	s.Journal.InstanceID = c.id.InstanceID
+	for _, e := range c.sorted() {
+		if !e.managed || c.removing(e) {
+			continue
+		}
+		s.Journal.ENIs = append(s.Journal.ENIs, checkpoint.HeldENI{ID: e.ID, MAC: e.MAC.String(), Device: e.Device,
+			Card: e.Card, Pool: c.store.Pool(e.ID), Address: e.Primary, SubnetID: e.SubnetID, SubnetCIDR: e.cidr})
+	}
+	if !c.synced() && len(s.Journal.ENIs) == 0 && c.restored.Journal.InstanceID == c.id.InstanceID {
+		// Nothing is known yet: what the last life knew is worth more.
+		s.Journal.ENIs = c.restored.Journal.ENIs
+	}
+	for _, x := range c.store.Cooling(now) {
+		s.Journal.Cooling = append(s.Journal.Cooling, checkpoint.Cooling{Address: x.Address, Until: x.Until})
+	}
+	s.Journal.Intents = c.intents()
+	return s
+}

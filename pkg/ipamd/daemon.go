@@ -1,0 +1,340 @@
+package ipamd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/jonboulle/clockwork"
+
+	"vpccni/pkg/awsutils"
+	"vpccni/pkg/ipamd/checkpoint"
+)
+
+// Deadlines of what the daemon does.
+const (
+	// callTimeout is more than the EC2 client's own bound, which covers its repetitions.
+	callTimeout = 75 * time.Second
+	// describeTimeout is shorter: a Describe can be repeated at will.
+	describeTimeout = 20 * time.Second
+	applyTimeout    = 30 * time.Second
+	commitTimeout   = 10 * time.Second
+	// flushTimeout bounds the last commit, stopTimeout what is under way when the daemon ends.
+	flushTimeout = time.Second
+	stopTimeout  = time.Second
+)
+
+// Daemon is ipamd: a controller and the shell that carries out what it decides. Every event is decided under one
+// mutex, in memory; calls run in goroutines of their own, each with a deadline, and come back as events.
+type Daemon struct {
+	o     Options
+	clock clockwork.Clock
+	log   *slog.Logger
+	ready chan struct{}
+
+	mu     sync.Mutex // guards what follows
+	ctrl   *controller
+	lastID uint64
+	adds   map[uint64]chan addResult
+	dels   map[uint64]chan delResult
+	timer  clockwork.Timer
+	ctx    context.Context // of Run; nil before
+	// running counts the goroutines that end in an event. While stopping, the last of them closes ended.
+	running  int
+	stopping bool
+	ended    chan struct{}
+}
+
+type addResult struct {
+	reply AddReply
+	err   error
+}
+
+type delResult struct {
+	reply DelReply
+	err   error
+}
+
+// New makes a Daemon. It does nothing before Run, but can be asked for Durable and View.
+func New(o Options) (*Daemon, error) {
+	var errs []error
+	require := func(ok bool, what string) {
+		if !ok {
+			errs = append(errs, errors.New("ipamd: "+what))
+		}
+	}
+	require(o.EC2 != nil && o.Network != nil && o.Checkpointer != nil, "EC2, network and checkpointer are required")
+	require(o.Identity.InstanceID != "" && o.Identity.PrimaryENI != "", "the instance and its primary ENI must be known")
+	require(o.Limits.ENIs > 0 && o.Limits.IPv4PerENI > 1,
+		fmt.Sprintf("limits of %q: %d ENIs, %d addresses each", o.Identity.InstanceType, o.Limits.ENIs, o.Limits.IPv4PerENI))
+	require(o.Subnets[o.Identity.SubnetID].IsValid(), fmt.Sprintf("the range of subnet %q is not known", o.Identity.SubnetID))
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	if o.Clock == nil {
+		o.Clock = clockwork.NewRealClock()
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Rand == nil {
+		o.Rand = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+	}
+	return &Daemon{o: o, clock: o.Clock, log: o.Log, ready: make(chan struct{}), ended: make(chan struct{}), ctrl: newController(o, o.Rand),
+		adds: map[uint64]chan addResult{}, dels: map[uint64]chan delResult{}}, nil
+}
+
+// Run works until the context ends. Then nothing new is begun, ADDs that wait are refused, what is under way has a
+// second to end, and the state is made durable once more. Run may be called once; the Checkpointer must outlive it.
+func (d *Daemon) Run(ctx context.Context) error {
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	d.mu.Lock()
+	if d.ctx != nil {
+		d.mu.Unlock()
+		return errors.New("ipamd: Run was called before")
+	}
+	d.ctx = work
+	d.mu.Unlock()
+	d.dispatch(evStart{})
+	<-ctx.Done()
+
+	stop := d.clock.AfterFunc(stopTimeout, cancel)
+	defer stop.Stop()
+	d.mu.Lock()
+	d.decide(evStop{})
+	d.stopping = true
+	d.endIfIdle()
+	d.mu.Unlock()
+	<-d.ended
+
+	flush, done := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer done()
+	if err := d.o.Checkpointer.Commit(flush); err != nil {
+		return fmt.Errorf("ipamd: last commit: %w", err)
+	}
+	return nil
+}
+
+// endIfIdle closes the daemon to events once nothing is under way. The caller holds the mutex.
+func (d *Daemon) endIfIdle() {
+	if !d.stopping || d.running > 0 || d.isEnded() {
+		return
+	}
+	close(d.ended)
+	if d.timer != nil {
+		d.timer.Stop()
+	}
+}
+
+func (d *Daemon) isEnded() bool {
+	select {
+	case <-d.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// Ready is closed once the state is restored and the primary ENI can serve pods.
+func (d *Daemon) Ready() <-chan struct{} { return d.ready }
+
+// Add gives a sandbox an address, waiting for one if need be. The error is a *Refusal with the reason. An address
+// that was assigned while the context ended goes back to the pool.
+func (d *Daemon) Add(ctx context.Context, req AddRequest) (AddReply, error) {
+	answer := make(chan addResult, 1)
+	id, ok := d.register(func(id uint64) event {
+		d.adds[id] = answer
+		return evAdd{id: id, req: req}
+	})
+	if !ok {
+		return AddReply{}, &Refusal{CodeShutdown, "ipamd is not running"}
+	}
+	var got addResult
+	select {
+	case got = <-answer:
+	case <-ctx.Done():
+		got.err = &Refusal{CodeCancelled, "the caller went away: " + context.Cause(ctx).Error()}
+	}
+	if got.err == nil && ctx.Err() != nil {
+		got.err = &Refusal{CodeCancelled, "the caller went away: " + context.Cause(ctx).Error()}
+	}
+	d.dispatch(evAddEnded{id: id, key: req.key(), delivered: got.err == nil})
+	if got.err != nil {
+		return AddReply{}, got.err
+	}
+	return got.reply, nil
+}
+
+// Del releases what a sandbox holds. A sandbox that holds nothing ends in datastore.ErrUnknownPod. The release happens
+// even if the context ends before it is durable.
+func (d *Daemon) Del(ctx context.Context, req DelRequest) (DelReply, error) {
+	answer := make(chan delResult, 1)
+	_, ok := d.register(func(id uint64) event {
+		d.dels[id] = answer
+		return evDel{id: id, req: req}
+	})
+	if !ok {
+		return DelReply{}, &Refusal{CodeShutdown, "ipamd is not running"}
+	}
+	select {
+	case got := <-answer:
+		return got.reply, got.err
+	case <-ctx.Done():
+		return DelReply{}, &Refusal{CodeCancelled, "the caller went away: " + context.Cause(ctx).Error()}
+	}
+}
+
+// SetVPCCIDRs tells the daemon the VPC's ranges, which pods reach without source NAT.
+func (d *Daemon) SetVPCCIDRs(cidrs []netip.Prefix) { d.dispatch(evVPC{cidrs}) }
+
+// View copies everything the daemon knows.
+func (d *Daemon) View() View {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ctrl.view(d.clock.Now())
+}
+
+// Durable is the state that has to survive the process.
+func (d *Daemon) Durable() checkpoint.State {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ctrl.durable(d.clock.Now())
+}
+
+// register numbers a request and takes the event it makes to the controller.
+func (d *Daemon) register(request func(id uint64) event) (id uint64, ok bool) {
+	d.mu.Lock()
+	if d.ctx == nil || d.isEnded() {
+		d.mu.Unlock()
+		return 0, false
+	}
+	d.lastID++
+	id = d.lastID
+	d.decide(request(id))
+	d.mu.Unlock()
+	return id, true
+}
+
+// dispatch takes an event to the controller.
+func (d *Daemon) dispatch(ev event) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ctx != nil && !d.isEnded() {
+		d.decide(ev)
+	}
+}
+
+// decide asks the controller and begins what it wants done. The caller holds the mutex; nothing here blocks.
+func (d *Daemon) decide(ev event) {
+	for _, e := range d.ctrl.step(ev, d.clock.Now()) {
+		switch e := e.(type) {
+		case effAdd:
+			if answer := d.adds[e.id]; answer != nil {
+				delete(d.adds, e.id)
+				answer <- addResult{e.reply, e.err}
+			}
+		case effDel:
+			if answer := d.dels[e.id]; answer != nil {
+				delete(d.dels, e.id)
+				answer <- delResult{e.reply, e.err}
+			}
+		case effTimer:
+			d.arm(e.at)
+		case effReady:
+			close(d.ready)
+		case effLog:
+			d.log.Log(d.ctx, e.level, e.msg, e.args...)
+		case effCommit:
+			d.do(commitTimeout, func(ctx context.Context) event {
+				return evCommitted{d.o.Checkpointer.Commit(ctx)}
+			})
+		case effApply:
+			d.do(applyTimeout, func(ctx context.Context) event {
+				report, err := d.o.Network.Apply(ctx, e.cfg)
+				return evApplied{e.cfg, report, err}
+			})
+		case effCall:
+			d.do(timeoutOf(e.method), func(ctx context.Context) event {
+				return evCalled{e.call, d.call(ctx, e.call)}
+			})
+		}
+	}
+	if ended, ok := ev.(evAddEnded); ok {
+		delete(d.adds, ended.id)
+	}
+}
+
+// do runs something with a deadline in a goroutine of its own.
+func (d *Daemon) do(timeout time.Duration, f func(context.Context) event) {
+	ctx, cancel := context.WithTimeout(d.ctx, timeout)
+	d.running++
+	go func() {
+		defer cancel()
+		ev := f(ctx)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.decide(ev)
+		d.running--
+		d.endIfIdle()
+	}()
+}
+
+func timeoutOf(m method) time.Duration {
+	switch m {
+	case callDescribe, callDescribeByID, callDescribeByTag:
+		return describeTimeout
+	case callWaitLink:
+		return awsutils.AttachTimeout
+	}
+	return callTimeout
+}
+
+// arm sets the one timer.
+func (d *Daemon) arm(at time.Time) {
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
+	}
+	if at.IsZero() {
+		return
+	}
+	d.timer = d.clock.AfterFunc(max(at.Sub(d.clock.Now()), 0), func() { d.dispatch(evTimer{}) })
+}
+
+// call makes one call.
+func (d *Daemon) call(ctx context.Context, c call) (r result) {
+	switch c.method {
+	case callDescribe:
+		r.enis, r.err = d.o.EC2.DescribeENIs(ctx, d.o.Identity.InstanceID)
+	case callDescribeByID:
+		r.enis, r.err = d.o.EC2.DescribeENIsByID(ctx, c.eni)
+	case callDescribeByTag:
+		r.enis, r.err = d.o.EC2.DescribeENIsByTag(ctx, tagInstance, d.o.Identity.InstanceID)
+	case callCreate:
+		var eni awsutils.ENI
+		if eni, r.err = d.o.EC2.CreateENI(ctx, c.spec); r.err == nil {
+			r.enis = []awsutils.ENI{eni}
+		}
+	case callAttach:
+		r.attachment, r.err = d.o.EC2.AttachENI(ctx, c.eni, d.o.Identity.InstanceID, c.device, c.card)
+	case callProtect:
+		r.err = d.o.EC2.DeleteOnTermination(ctx, c.eni, c.attachment)
+	case callDetach:
+		r.err = d.o.EC2.DetachENI(ctx, c.attachment)
+	case callDelete:
+		r.err = d.o.EC2.DeleteENI(ctx, c.eni)
+	case callAssign:
+		r.addrs, r.err = d.o.EC2.AssignIPs(ctx, c.eni, c.n)
+	case callUnassign:
+		r.err = d.o.EC2.UnassignIPs(ctx, c.eni, c.addrs)
+	case callWaitLink:
+		r.err = d.o.Network.WaitLink(ctx, c.mac)
+	}
+	return r
+}

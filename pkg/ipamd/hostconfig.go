@@ -1,0 +1,114 @@
+package ipamd
+
+import (
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"vpccni/pkg/ipamd/datastore"
+	"vpccni/pkg/networkutils/hostnet"
+)
+
+// network is the host's network: what it should be is computed from the ENIs, and applied as a whole.
+type network struct {
+	vpc        []netip.Prefix
+	dirty      bool      // it may not be as it should be
+	applying   bool      // an effApply is in flight
+	applyAt    time.Time // no effApply before
+	applyFails int
+	netVersion uint64 // counts effApply
+}
+
+func (c *controller) vpcChanged(cidrs []netip.Prefix) {
+	if slices.Equal(cidrs, c.vpc) {
+		return
+	}
+	c.vpc = slices.Clone(cidrs)
+	c.dirty, c.applyAt = true, time.Time{}
+	c.log(slog.LevelInfo, "ranges of the VPC changed", "cidrs", c.vpc)
+}
+
+func (c *controller) applyIfDue(now time.Time) {
+	if c.applying || !c.dirty || now.Before(c.applyAt) || len(c.enis) == 0 {
+		return
+	}
+	c.applying, c.dirty = true, false
+	c.netVersion++
+	c.counters.Applies++
+	c.emit(effApply{c.hostConfig(now)})
+}
+
+// hostConfig is what the host's network should be now.
+func (c *controller) hostConfig(now time.Time) hostnet.Config {
+	cfg := c.set.Host
+	cfg.VPCCIDRs = slices.Clone(c.vpc)
+	cfg.ENIs = nil
+	for _, st := range c.store.Snapshot(now).ENIs {
+		e := c.enis[st.ID]
+		if e == nil || !e.link || !e.cidr.IsValid() || st.Phase == datastore.Draining {
+			continue
+		}
+		cfg.ENIs = append(cfg.ENIs, hostnet.ENI{ID: e.ID, MAC: e.MAC, Device: e.Device, Card: e.Card,
+			Primary: e.ID == c.id.PrimaryENI, Address: e.Primary, SubnetCIDR: e.cidr, Pool: c.store.Pool(e.ID)})
+	}
+	return cfg
+}
+
+// applied makes usable what the host's network is ready for, and nothing else.
+func (c *controller) applied(ev evApplied, now time.Time) {
+	c.applying = false
+	if ev.err != nil {
+		c.counters.ApplyErrors++
+		c.applyFails++
+		c.dirty, c.applyAt = true, now.Add(c.backoff(c.applyFails, retryFirst, retryLong))
+		c.log(slog.LevelError, "host network not set up", "error", ev.err)
+		return
+	}
+	failed := false
+	for _, x := range ev.cfg.ENIs {
+		e := c.enis[x.ID]
+		if e == nil {
+			continue
+		}
+		if why := ev.report.NotReady[x.ID]; why != nil {
+			failed = true
+			c.notReady(e, why, now)
+			continue
+		}
+		if e.notReady != "" {
+			c.log(slog.LevelInfo, "ENI is ready", "eni", e.ID)
+		}
+		e.notReady, e.notReadySince = "", time.Time{}
+		for _, phase := range []datastore.Phase{datastore.Wired, datastore.Usable} {
+			if c.store.SetPhase(e.ID, phase) != nil {
+				break
+			}
+		}
+		c.store.ReadyBlocks(e.ID, x.Pool, now)
+		if x.Primary && !c.isReady && !e.lost {
+			c.isReady = true
+			c.emit(effReady{})
+		}
+	}
+	if failed {
+		c.applyFails++
+		c.dirty, c.applyAt = true, now.Add(c.backoff(c.applyFails, retryFirst, retryLong))
+	} else {
+		c.applyFails = 0
+	}
+	c.drained(c.netVersion, now)
+	c.planBy(0, now)
+}
+
+func (c *controller) notReady(e *iface, why error, now time.Time) {
+	if e.notReady != why.Error() {
+		c.log(slog.LevelWarn, "ENI is not ready", "eni", e.ID, "error", why)
+	}
+	e.notReady = why.Error()
+	if e.notReadySince.IsZero() {
+		e.notReadySince = now
+	}
+	// What the ENI's pods have stays; it serves no new one until it is ready again.
+	_ = c.store.SetPhase(e.ID, datastore.Discovered)
+}

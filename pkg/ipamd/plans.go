@@ -1,0 +1,148 @@
+package ipamd
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"vpccni/pkg/ipamd/datastore"
+	"vpccni/pkg/ipamd/warmpool"
+	"vpccni/pkg/networkutils/names"
+)
+
+// makePlan asks the planner what to do and begins it.
+func (c *controller) makePlan(now time.Time) {
+	c.planAt = time.Time{}
+	c.plan = warmpool.Plan(c.planState(now), c.set.Targets, c.limits, now)
+	c.plannedAt = now
+	for _, a := range c.plan.Actions {
+		c.log(slog.LevelInfo, "pool", "action", a.Kind, "eni", a.ENI, "device", a.Device, "n", a.N, "reason", a.Reason)
+		switch a.Kind {
+		case warmpool.AssignIPs:
+			c.startAssign(a, now)
+		case warmpool.CreateENI:
+			c.startCreate(a, now)
+		case warmpool.UnassignIPs:
+			c.startUnassign(a, now)
+		case warmpool.RemoveENI:
+			if err := c.startRemove(c.enis[a.ENI], a.Reason, now); err != nil {
+				c.log(slog.LevelError, "ENI cannot be removed", "eni", a.ENI, "error", err)
+			}
+		}
+	}
+	if len(c.plan.Actions) > 0 {
+		c.applyIfDue(now)
+	}
+	if w := c.plan.Wake; !w.IsZero() {
+		c.planBy(w.Sub(now), now)
+	}
+	// An address that comes out of cooldown changes the figures.
+	if t := c.store.Snapshot(now).NextCooled; !t.IsZero() {
+		c.planBy(t.Sub(now), now)
+	}
+}
+
+// planState is the pool as the planner sees it.
+func (c *controller) planState(now time.Time) warmpool.State {
+	s := warmpool.State{Subnet: c.id.SubnetID, Refusals: c.refusals,
+		LastGrowth: c.lastGrowth, LastShrink: c.lastShrink, LastRemoval: c.lastRemoval}
+	ledger := map[string]datastore.ENIState{}
+	for _, st := range c.store.Snapshot(now).ENIs {
+		ledger[st.ID] = st
+	}
+	for _, e := range c.sorted() {
+		st, held := ledger[e.ID]
+		x := warmpool.ENI{ID: e.ID, Device: e.Device, Subnet: e.SubnetID, Primary: e.ID == c.id.PrimaryENI, Fixed: e.fixed,
+			Unmanaged: !e.managed, Leaving: c.removing(e) || e.lost || e.managed && !held, Detached: e.lost,
+			Stuck:  !e.notReadySince.IsZero() && now.Sub(e.notReadySince) >= stuckAfter || e.managed && !e.cidr.IsValid(),
+			Usable: st.Phase == datastore.Usable, Busy: e.busy != nil, Since: st.Since,
+			Total: st.Total, Assigned: st.Assigned, Free: st.Free, Cooling: st.Cooling,
+			Quarantined: st.Quarantined, Returning: st.Leaving}
+		if e.busy != nil && e.busy.kind == opAssign {
+			x.Asked = e.busy.n
+		}
+		s.ENIs = append(s.ENIs, x)
+	}
+	for _, op := range c.operations() {
+		if op.kind == opCreate {
+			s.Creating = append(s.Creating, warmpool.Creating{Device: op.device, IPs: op.n})
+		}
+	}
+	for _, a := range c.queue {
+		if _, holds := c.store.Lookup(a.key); !holds {
+			s.Waiting++
+		}
+	}
+	return s
+}
+
+// waitingFor says what an ADD waited for in vain.
+func (c *controller) waitingFor(now time.Time) string {
+	if !c.isReady {
+		return "the node's primary ENI is not ready"
+	}
+	var parts []string
+	if !c.synced() {
+		parts = append(parts, "EC2 does not say which ENIs this node has")
+	}
+	for _, op := range c.operations() {
+		switch op.kind {
+		case opCreate, opAssign, opLink, opRemove:
+			text := fmt.Sprintf("%s %s since %s", op.kind, op.stage, now.Sub(op.since).Round(time.Second))
+			if op.err != "" {
+				text += " (" + op.err + ")"
+			}
+			parts = append(parts, text)
+		}
+	}
+	for _, x := range c.refusals.Active(now) {
+		parts = append(parts, fmt.Sprintf("EC2 refused %s: %s", x.Op, x.Detail))
+	}
+	for _, e := range c.sorted() {
+		if e.notReady != "" {
+			parts = append(parts, e.ID+" is not ready: "+e.notReady)
+		}
+	}
+	if n := c.store.Snapshot(now).Totals().Cooling; n > 0 {
+		parts = append(parts, fmt.Sprintf("%d addresses cool", n))
+	}
+	if len(parts) == 0 {
+		return "none became free"
+	}
+	return strings.Join(parts, "; ")
+}
+
+// view copies everything.
+func (c *controller) view(now time.Time) View {
+	d := c.store.Detail(now)
+	v := View{Time: now, Ready: c.isReady, Verified: c.verified, Limits: c.limits, Targets: c.set.Targets,
+		Unplaced: d.Unplaced, Waiting: len(c.queue), Plan: c.plan, PlanTime: c.plannedAt,
+		Refusals: c.refusals.Active(now), Counters: c.counters}
+	v.Plan.Actions = append([]warmpool.Action(nil), c.plan.Actions...)
+	v.Counters.AddsRefused = map[Code]uint64{}
+	for code, n := range c.counters.AddsRefused {
+		v.Counters.AddsRefused[code] = n
+	}
+	if len(c.queue) > 0 {
+		v.OldestAdd = now.Sub(c.queue[0].since)
+	}
+	details := map[string]datastore.ENIDetail{}
+	for _, x := range d.ENIs {
+		details[x.ID] = x
+		v.Totals = v.Totals.Add(x.Counts)
+	}
+	for _, e := range c.sorted() {
+		x := details[e.ID]
+		v.ENIs = append(v.ENIs, ENIView{ID: e.ID, MAC: e.MAC.String(), Device: e.Device, Card: e.Card, Table: routeTable(e),
+			SubnetID: e.SubnetID, Attachment: e.AttachmentID, Primary: e.ID == c.id.PrimaryENI, Managed: e.managed,
+			Trunk: e.Type == "trunk", EFA: e.Type == "efa", Phase: x.Phase, NotReady: e.notReady, Counts: x.Counts, Pool: x.Pool})
+	}
+	for _, op := range c.operations() {
+		v.InFlight = append(v.InFlight, ActionView{Kind: op.kind, Stage: op.stage, ENI: op.eni, Device: op.device, N: op.n,
+			Since: op.since, Tries: op.tries, Error: op.err, Reason: op.reason})
+	}
+	return v
+}
+
+func routeTable(e *iface) int { return names.RouteTable(e.Card, e.Device) }

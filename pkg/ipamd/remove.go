@@ -1,0 +1,166 @@
+package ipamd
+
+import (
+	"log/slog"
+	"time"
+
+	"vpccni/pkg/awsutils"
+	"vpccni/pkg/ipamd/datastore"
+	"vpccni/pkg/ipamd/warmpool"
+)
+
+// startRemove begins the removal of an ENI without pods: no new pods, out of the host's network, detach, delete.
+func (c *controller) startRemove(e *iface, reason string, now time.Time) error {
+	if err := c.store.Drain(e.ID); err != nil {
+		return err
+	}
+	op := c.newOp(opRemove, stageDrain, now)
+	op.eni, op.device, op.attach, op.reason = e.ID, e.Device, e.AttachmentID, reason
+	e.busy = op
+	c.dirty, c.applyAt, c.unsaved = true, time.Time{}, true
+	op.netVer = c.netVersion + 1
+	c.lastRemoval = now
+	return nil
+}
+
+// startDelete begins the deletion of an ENI that is detached, or about to be.
+func (c *controller) startDelete(eni, reason string, now time.Time) {
+	for _, op := range c.ops {
+		if op.eni == eni && (op.kind == opRemove || op.kind == opCreate) {
+			return
+		}
+	}
+	op := c.newOp(opRemove, stageDelete, now)
+	op.eni, op.reason = eni, reason
+	if e := c.enis[eni]; e != nil {
+		op.attach, op.device, e.busy = e.AttachmentID, e.Device, op
+	}
+	c.unsaved = true
+	c.begin(op, now)
+}
+
+// removing tells whether an ENI is on its way out.
+func (c *controller) removing(e *iface) bool { return e.busy != nil && e.busy.kind == opRemove }
+
+// drained goes on with removals whose ENIs the host's network has let go.
+func (c *controller) drained(version uint64, now time.Time) {
+	for _, op := range c.operations() {
+		if op.kind != opRemove || op.stage != stageDrain || op.netVer > version {
+			continue
+		}
+		if op.attach == "" {
+			// Known from the journal only: EC2 has to say by which attachment it hangs here.
+			c.enter(op, stageCheck, now)
+			continue
+		}
+		c.enter(op, stageDetach, now)
+	}
+}
+
+func (c *controller) removeStep(op *operation, ev evCalled, now time.Time) {
+	class := classOf(ev.err)
+	switch op.stage {
+	case stageDetach:
+		c.detachAnswered(op, ev, class, now)
+	case stageDelete:
+		c.deleteAnswered(op, ev, class, now)
+	case stageCheck:
+		c.removalChecked(op, ev, class, now)
+	}
+}
+
+func (c *controller) detachAnswered(op *operation, ev evCalled, class awsutils.Class, now time.Time) {
+	switch {
+	case ev.err == nil, class == awsutils.NotFound, class == awsutils.IncorrectState:
+		// Detached, or being detached. EC2 refuses to delete it until that is done.
+		c.letGo(op, now)
+		op.stage, op.tries = stageDelete, 0
+		op.retryAt = now.Add(c.backoff(1, retryFirst, retryLong))
+		c.unsaved = true
+	case class == awsutils.Timeout:
+		op.stage = stageCheck
+		c.again(op, class, now)
+	case class == awsutils.Denied:
+		// It cannot go, so it may as well serve.
+		e := c.enis[op.eni]
+		c.refused(warmpool.OpRemove, op.eni, 0, ev.err, now)
+		c.end(op)
+		if e != nil && c.store.SetPhase(e.ID, datastore.Discovered) == nil {
+			c.dirty, c.applyAt = true, time.Time{}
+		}
+	default:
+		c.again(op, class, now)
+	}
+}
+
+// letGo forgets the addresses of an ENI that is being detached.
+func (c *controller) letGo(op *operation, now time.Time) {
+	if err := c.store.RemoveENI(op.eni); err != nil && c.enis[op.eni] != nil {
+		c.log(slog.LevelError, "detached ENI is held", "eni", op.eni, "error", err)
+	}
+	c.lastRemoval = now
+}
+
+func (c *controller) deleteAnswered(op *operation, ev evCalled, class awsutils.Class, now time.Time) {
+	switch {
+	case ev.err == nil, class == awsutils.NotFound:
+		c.counters.ENIsRemoved++
+		c.log(slog.LevelInfo, "ENI removed", "eni", op.eni, "reason", op.reason)
+		c.end(op)
+		c.forget(op.eni, now)
+		c.succeeded(warmpool.OpRemove, op.eni, now)
+	case op.tries%checkAfter == 0 && class != awsutils.Denied && class != awsutils.Throttled:
+		op.stage = stageCheck
+		c.begin(op, now)
+	default:
+		c.again(op, class, now)
+	}
+}
+
+// removalChecked goes on from what EC2 says of the ENI.
+func (c *controller) removalChecked(op *operation, ev evCalled, class awsutils.Class, now time.Time) {
+	switch {
+	case class == awsutils.NotFound, ev.err == nil && len(ev.enis) == 0:
+		c.letGo(op, now)
+		c.end(op)
+		c.forget(op.eni, now)
+	case ev.err != nil:
+		c.again(op, class, now)
+	case ev.enis[0].AttachmentID != "" && ev.enis[0].InstanceID != c.id.InstanceID:
+		// Somebody else has it now.
+		c.letGo(op, now)
+		c.end(op)
+		c.forget(op.eni, now)
+	case ev.enis[0].AttachmentID != "" && ev.enis[0].Status != statusDetaching:
+		op.attach = ev.enis[0].AttachmentID
+		c.enter(op, stageDetach, now)
+	default:
+		c.letGo(op, now)
+		op.stage = stageDelete
+		c.again(op, awsutils.Timeout, now)
+	}
+}
+
+// forget drops an ENI that has left the node. EC2 may list it for a while; it is not taken in again.
+func (c *controller) forget(eni string, now time.Time) {
+	delete(c.enis, eni)
+	for id, at := range c.gone {
+		if now.Sub(at) > 10*settleTime {
+			delete(c.gone, id)
+		}
+	}
+	c.gone[eni] = now
+}
+
+// freeLost forgets a lost ENI with its last pod.
+func (c *controller) freeLost(eni string) {
+	e := c.enis[eni]
+	if e == nil || !e.lost {
+		return
+	}
+	if c.store.RemoveENI(eni) == nil {
+		delete(c.enis, eni)
+		c.dirty, c.unsaved = true, true
+		c.log(slog.LevelInfo, "lost ENI has no pods any more", "eni", eni)
+	}
+}
