@@ -108,8 +108,15 @@ func TestWatch(t *testing.T) {
 	for !awaitFold(20 * time.Millisecond) { // until Watch listens
 		n.Run("sh", "-c", damage)
 	}
-	clock.Advance(foldTime)
-	<-calls
+	// settle waits until the events so far have had their calls.
+	settle := func() (calledFor []string) {
+		for awaitFold(50 * time.Millisecond) {
+			clock.Advance(foldTime)
+			calledFor = append(calledFor, <-calls)
+		}
+		return calledFor
+	}
+	settle()
 
 	for _, c := range []struct{ script, want string }{
 		{"ip rule delete priority 512", "rule at priority 512"},
@@ -139,12 +146,14 @@ func TestWatch(t *testing.T) {
 		if _, err := host.Apply(t.Context(), cfg); err != nil {
 			t.Fatal(err)
 		}
-		// Our own repair is an event as well.
-		if !awaitFold(10 * time.Second) {
-			t.Fatalf("%s: no event of the repair", c.script)
-		}
-		clock.Advance(foldTime)
-		<-calls
+		settle() // our own repair is an event as well
+	}
+
+	// However many things change within the folding time, one call is made; a second one if the machine is so busy that
+	// some events are not read before the fake time has passed.
+	n.Run("sh", "-c", "for i in 1 2 3 4 5 6 7 8; do "+damage+"; done; ip route flush table 2; nft flush ruleset")
+	if got := settle(); len(got) != 1 && len(got) != 2 {
+		t.Errorf("calls %q, want one", got)
 	}
 	cancel()
 	if err := <-done; err != nil {
