@@ -2,15 +2,22 @@ package cluster
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"vpccni/lab/fabric"
 	"vpccni/lab/sandbox"
@@ -63,26 +70,63 @@ func run(t *testing.T, n *Node, script string) string {
 	return strings.TrimSpace(string(out))
 }
 
+func token(t *testing.T, n *Node) http.Header {
+	t.Helper()
+	got := fetch(t, n, http.MethodPut, "http://169.254.169.254/latest/api/token", http.Header{"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": {"60"}}, "")
+	return http.Header{"X-Aws-Ec2-Metadata-Token": {got}}
+}
+
+// fetch makes a request from a node that trusts the lab's authority.
+func fetch(t *testing.T, n *Node, method, url string, header http.Header, body string) string {
+	t.Helper()
+	ca, err := os.ReadFile(filepath.Join(ShareDir, "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	transport := &http.Transport{DialContext: n.OS().DialContext, TLSClientConfig: &tls.Config{RootCAs: roots}}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body != "" {
+		header = http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+	}
+	req.Header = header
+	resp, err := (&http.Client{Transport: transport, Timeout: 30 * time.Second}).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 func TestBareNodesReachTheCloud(t *testing.T) {
 	c := bare(t, 2)
 	a, b := c.Nodes()[0], c.Nodes()[1]
 	if got := run(t, a, "hostname"); got != "ip-10-0-1-10" || a.Address != netip.MustParseAddr("10.0.1.10") {
 		t.Errorf("host name %s, address %s", got, a.Address)
 	}
-	token := `T=$(curl -sS -m 5 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' http://169.254.169.254/latest/api/token)
-		curl -sS -m 5 -H "X-aws-ec2-metadata-token: $T" http://169.254.169.254/latest/meta-data/`
 	for _, n := range c.Nodes() {
-		if got := run(t, n, token+"instance-id"); got != n.InstanceID {
+		if got := fetch(t, n, http.MethodGet, "http://169.254.169.254/latest/meta-data/instance-id", token(t, n), ""); got != n.InstanceID {
 			t.Errorf("IMDS tells %s that it is %q, not %s", n.Name, got, n.InstanceID)
 		}
 	}
-	for _, url := range []string{Endpoint, "--cacert " + CAFile + " " + EndpointTLS} {
-		if got := run(t, a, "curl -sS -m 5 "+url+" -d 'Action=DescribeVpcs&Version=2016-11-15'"); !strings.Contains(got, "<Code>") {
+	for _, url := range []string{Endpoint, EndpointTLS} {
+		if got := fetch(t, a, http.MethodPost, url, nil, "Action=DescribeVpcs&Version=2016-11-15"); !strings.Contains(got, "<Code>") {
 			t.Errorf("unsigned request to %s: %s", url, got)
 		}
 	}
 	// Refused by the other node, which is an answer; nobody listens there.
-	run(t, a, "curl -s -m 5 http://"+b.Address.String()+":1; [ $? = 7 ]")
+	if _, err := a.OS().DialContext(t.Context(), "tcp", b.Address.String()+":1"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("node to node: %v", err)
+	}
 	drops, err := c.Fabric().Drops()
 	if err != nil || len(drops) != 0 {
 		t.Errorf("drops %v, %v", drops, err)
@@ -133,9 +177,8 @@ func TestPodsInParallel(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			// /sys is the node's; what the program's own sockets see is the pod's.
-			if _, err := cmd.CombinedOutput(); err != nil {
-				t.Error(err)
+			if out, err := cmd.CombinedOutput(); err != nil || string(out) != "eth0\nlo\nx0\n" {
+				t.Errorf("interfaces of the pod: %q, %v", out, err)
 			}
 			if err := c.PodDo("n1", "default", name, func() error {
 				_, err := os.Stat(p.NetNS)

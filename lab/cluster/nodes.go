@@ -249,7 +249,9 @@ func (n *Node) waitHealthy(ctx context.Context, d *node.Daemon) error {
 	}()
 	conn, err := grpc.NewClient("passthrough:///ipamd",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return n.dialIPAMD(ctx) }),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return n.os.DialContext(ctx, "unix", names.IPAMDSocket)
+		}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 200 * time.Millisecond},
 			MinConnectTimeout: time.Second,
@@ -268,15 +270,6 @@ func (n *Node) waitHealthy(ctx context.Context, d *node.Daemon) error {
 		err = fmt.Errorf("it says %s", reply.GetStatus())
 	}
 	return fmt.Errorf("ipamd on %s: %w\n%s", n.Name, err, lastLines(n.IPAMDLog(), 15))
-}
-
-// dialIPAMD connects to ipamd's socket, which is a file of the node.
-func (n *Node) dialIPAMD(ctx context.Context) (conn net.Conn, err error) {
-	err = n.os.Do(func() error {
-		conn, err = (&net.Dialer{}).DialContext(ctx, "unix", names.IPAMDSocket)
-		return err
-	})
-	return conn, err
 }
 
 // StopIPAMD asks ipamd to end (SIGTERM) and waits for it.

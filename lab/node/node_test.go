@@ -204,6 +204,8 @@ func TestDaemonLog(t *testing.T) {
 func TestNetNS(t *testing.T) {
 	t.Parallel()
 	n := start(t, Options{Name: "n"})
+	output(t, n, "ip link add a0 type veth peer name a1")
+	mounts := output(t, n, "wc -l < /proc/1/mountinfo")
 	var wg sync.WaitGroup
 	for i := range 16 {
 		wg.Go(func() {
@@ -217,6 +219,9 @@ func TestNetNS(t *testing.T) {
 			out, err := n.CommandIn(t.Context(), ns, "ip", "-o", "link").CombinedOutput()
 			if err != nil || strings.Count(string(out), "\n") != 1 || !strings.Contains(string(out), "LOOPBACK,UP") {
 				t.Errorf("%v %s", err, out)
+			}
+			if out, err := n.CommandIn(t.Context(), ns, "ls", "/sys/class/net").CombinedOutput(); err != nil || string(out) != "lo\n" {
+				t.Errorf("/sys in a namespace of its own: %v %s", err, out)
 			}
 			// The file works for programs that know only a path.
 			if out, err := n.Command(t.Context(), "nsenter", "--net="+path, "true").CombinedOutput(); err != nil {
@@ -233,8 +238,8 @@ func TestNetNS(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if out := output(t, n, "ls -A /run/netns"); out != "" {
-		t.Errorf("left: %s", out)
+	if out := output(t, n, "ls -A /run/netns; wc -l < /proc/1/mountinfo"); out != mounts {
+		t.Errorf("left: %s; there were %s mounts", out, mounts)
 	}
 }
 

@@ -1,8 +1,10 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -30,6 +32,15 @@ func onThread(f func() error) error {
 //
 // The thread itself is not one of the node's processes, so /proc/self does not exist for it.
 func (n *Node) Do(f func() error) error { return n.do(nil, f) }
+
+// DialContext connects from the node: from its addresses, and to its unix sockets.
+func (n *Node) DialContext(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	err = n.Do(func() error {
+		conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
 
 // DoIn is Do in another network namespace, such as a pod's.
 func (n *Node) DoIn(netns *os.File, f func() error) error { return n.do(netns, f) }
