@@ -33,7 +33,7 @@ func (s *scene) grow(ctx context.Context) error {
 	s.step("n1 grows from 1 to %d pods", maxPods)
 	var slowest time.Duration
 	for i := 1; i <= maxPods; i++ {
-		took, err := s.addPod(ctx, "n1", i)
+		took, err := s.addPod(ctx, ctx, "n1", i)
 		if err != nil {
 			s.add("scale", fmt.Sprintf("pod %d of %d on n1", i, maxPods), "", err)
 			return err
@@ -102,7 +102,7 @@ func (s *scene) populate(ctx context.Context) error {
 	for _, node := range []string{"n2", "n3"} {
 		for i := range podsElsewhere {
 			group.Go(func() error {
-				_, err := s.addPod(groupCtx, node, i+1)
+				_, err := s.addPod(ctx, groupCtx, node, i+1)
 				return err
 			})
 		}
@@ -149,9 +149,9 @@ func (s *scene) shrink(ctx context.Context) error {
 	return nil
 }
 
-// addPod makes a pod and has it answer probes.
-func (s *scene) addPod(ctx context.Context, node string, i int) (time.Duration, error) {
-	pod, err := s.cluster.PodAdd(ctx, node, namespace, fmt.Sprintf("%s-pod%02d", node, i))
+// addPod makes a pod, as long as add lasts, and has it answer probes as long as ctx does.
+func (s *scene) addPod(ctx, add context.Context, node string, i int) (time.Duration, error) {
+	pod, err := s.cluster.PodAdd(add, node, namespace, fmt.Sprintf("%s-pod%02d", node, i))
 	if err != nil {
 		return 0, err
 	}
