@@ -3,6 +3,7 @@ package ec2_test
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -140,6 +141,22 @@ func TestPlaneRefuses(t *testing.T) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	wantEqual(t, "carried", len(n.carried), 2)
+}
+
+func TestPlaneRefusesARange(t *testing.T) {
+	t.Parallel()
+	l, n := newLabWithNetwork(t)
+	n.failAt("vpc 2 ranges 1 subnets", errors.New("overlaps"))
+	err := l.AddVPCCIDR(l.vpc.ID, netip.MustParsePrefix("100.64.0.0/16"))
+	var e *ec2.Error
+	if !errors.As(err, &e) || e.Code != "InternalError" {
+		t.Errorf("got %v", err)
+	}
+	v, _ := l.VPC(l.vpc.ID)
+	wantEqual(t, "ranges", len(v.CIDRs), 1)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	wantEqual(t, "put back", n.calls[len(n.calls)-1], "vpc 1 ranges 1 subnets")
 }
 
 func TestPlaneArrivesLater(t *testing.T) {
