@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jonboulle/clockwork"
+
+	"vpccni/pkg/awsutils"
+	"vpccni/pkg/config"
+	"vpccni/pkg/ipamd"
+	"vpccni/pkg/ipamd/datastore"
+	"vpccni/pkg/networkutils/hostnet"
+)
+
+// service is an IMDS that fails for some time after boot.
+type service struct {
+	mu    sync.Mutex
+	fails int
+	asked int
+}
+
+func (s *service) Identity(context.Context) (awsutils.Identity, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.asked++; s.asked <= s.fails {
+		return awsutils.Identity{}, errors.New("no route")
+	}
+	return awsutils.Identity{InstanceID: "i-1", SubnetID: "subnet-1"}, nil
+}
+
+func (s *service) VPCCIDRs(context.Context) ([]netip.Prefix, error) {
+	return []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")}, nil
+}
+
+func (s *service) SecurityGroups(context.Context) ([]string, error) { return []string{"sg-1"}, nil }
+
+func (s *service) ENIs(context.Context) ([]awsutils.ENI, error) {
+	return []awsutils.ENI{
+		{ID: "eni-1", SubnetID: "subnet-1", SubnetCIDR: netip.MustParsePrefix("10.0.1.0/24")},
+		{ID: "eni-6", SubnetID: "subnet-6"},
+	}, nil
+}
+
+func TestDiscover(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		fails int
+		took  time.Duration
+		err   string
+	}{
+		{fails: 0},
+		{fails: 2, took: firstPause + 2*firstPause},
+		{fails: 1000, took: discoverFor, err: "instance metadata: no route"},
+	} {
+		t.Run(fmt.Sprint(tt.fails), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				got, err := discover(t.Context(), &service{fails: tt.fails}, clockwork.NewRealClock(), slog.New(slog.DiscardHandler))
+				if took := time.Since(start); took != tt.took {
+					t.Errorf("took %v, want %v", took, tt.took)
+				}
+				if tt.err != "" {
+					if err == nil || err.Error() != tt.err {
+						t.Errorf("error %v, want %s", err, tt.err)
+					}
+					return
+				}
+				if err != nil || got.identity.InstanceID != "i-1" || len(got.cidrs) != 1 || len(got.groups) != 1 ||
+					len(got.subnets) != 1 || got.subnets["subnet-1"].String() != "10.0.1.0/24" {
+					t.Errorf("%+v, %v", got, err)
+				}
+			})
+		})
+	}
+}
+
+func TestRefresh(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		calls := 0
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		refresh(ctx, clockwork.NewRealClock(), "things", slog.New(slog.NewTextHandler(&log, nil)), func(ctx context.Context) error {
+			if _, bounded := ctx.Deadline(); !bounded {
+				t.Error("no deadline")
+			}
+			if calls++; calls > 10 && calls <= 20 {
+				return errors.New("away")
+			}
+			return nil
+		})
+		if calls < 108 || calls > 134 { // every 27 to 33 s
+			t.Errorf("%d calls in an hour", calls)
+		}
+		if lines := strings.Count(log.String(), "\n"); lines != 2 || !strings.Contains(log.String(), "refreshed again") {
+			t.Errorf("log:\n%s", &log)
+		}
+	})
+}
+
+func TestSettings(t *testing.T) {
+	t.Parallel()
+	env := map[string]string{
+		"ENABLE_IPv4": "true", "WARM_IP_TARGET": "3", "MAX_ENI": "2", "IP_COOLDOWN_PERIOD": "5", "ADD_WAIT_TIMEOUT": "0",
+		"AWS_VPC_K8S_CNI_RANDOMIZESNAT": "hashrandom", "AWS_VPC_K8S_CNI_EXTERNALSNAT": "true", "CLUSTER_NAME": "c",
+	}
+	cfg, err := config.Load(func(name string) (string, bool) { v, ok := env[name]; return v, ok })
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := settings(cfg)
+	if s.Targets.WarmIP != 3 || s.MaxENI != 2 || s.Cooldown != 5*time.Second || s.ClusterName != "c" || s.IgnoreUntagged {
+		t.Errorf("%+v", s)
+	}
+	if s.AddWait <= 0 || s.AddWait > time.Millisecond {
+		t.Errorf("ADD_WAIT_TIMEOUT=0 waits %v", s.AddWait)
+	}
+	if h := s.Host; !h.ExternalSNAT || h.SNATRandom != hostnet.SNATRandomHash || h.PrimaryMark != 0x80 || h.ENIMask != 0x7f ||
+		h.VethPrefix != "eni" || h.MTU != 9001 || !h.NodePort {
+		t.Errorf("%+v", h)
+	}
+	for _, mode := range []config.SNATRandom{config.SNATRandomFully, config.SNATRandomHash, config.SNATRandomNone} {
+		if _, ok := snatRandom[mode]; !ok {
+			t.Errorf("no SNAT mode for %q", mode)
+		}
+	}
+}
+
+func TestDegraded(t *testing.T) {
+	t.Parallel()
+	fine := ipamd.View{Ready: true, Verified: time.Unix(1, 0), ENIs: []ipamd.ENIView{{Phase: datastore.Usable}}}
+	if degraded(fine) {
+		t.Error("fine, but degraded")
+	}
+	ill := fine
+	ill.ENIs = []ipamd.ENIView{{NotReady: "no link"}}
+	for name, v := range map[string]ipamd.View{"not ready": {Verified: fine.Verified}, "EC2 never answered": {Ready: true}, "an ENI": ill} {
+		if !degraded(v) {
+			t.Errorf("%s: not degraded", name)
+		}
+	}
+}
+
+func TestUsage(t *testing.T) {
+	for args, want := range map[string]int{"-version": exitOK, "-no-such-flag": exitUsage, "argument": exitUsage} {
+		if code := run([]string{args}, time.Now()); code != want {
+			t.Errorf("%s: exit code %d, want %d", args, code, want)
+		}
+	}
+	// Neither family is enabled.
+	t.Setenv("ENABLE_IPv4", "false")
+	t.Setenv("ENABLE_IPv6", "false")
+	if code := run(nil, time.Now()); code != exitUsage {
+		t.Errorf("contradictory environment: exit code %d", code)
+	}
+}
