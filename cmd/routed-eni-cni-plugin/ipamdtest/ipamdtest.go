@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"vpccni/cmd/routed-eni-cni-plugin/plugin"
 	"vpccni/pkg/networkutils/names"
 	"vpccni/rpc"
 
@@ -104,7 +105,7 @@ func (s *Server) AddNetwork(ctx context.Context, request *rpc.AddNetworkRequest)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.adds = append(s.adds, request)
-	s.versions = append(s.versions, metadata.ValueFromIncomingContext(ctx, "vpc-cni-version")...)
+	s.versions = append(s.versions, metadata.ValueFromIncomingContext(ctx, plugin.VersionKey)...)
 	if request.GetClientVersion() != "" {
 		return nil, fmt.Errorf("client version %q on the wire", request.GetClientVersion())
 	}

@@ -7,13 +7,11 @@ import (
 	"os"
 	"time"
 
+	"vpccni/cmd/routed-eni-cni-plugin/onecall"
 	"vpccni/pkg/networkutils/podnet"
-	"vpccni/rpc"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // refused is the text of an ADD without an address that operators' alerts look for.
@@ -34,19 +32,13 @@ func (p *Plugin) Add(ctx context.Context, args *skel.CmdArgs) error {
 		c.log.Error("no network namespace", "err", err)
 		return fmt.Errorf("add cmd: the pod's network namespace: %w", err)
 	}
-	ipamd, err := p.dialIPAMD()
-	if err != nil {
-		return fmt.Errorf("add cmd: failed to connect to backend server: %w", err)
-	}
-	defer ipamd.close()
-
-	reply, err := ipamd.add(ctx, c)
+	reply, err := p.add(ctx, c)
 	if err != nil {
 		c.log.Error("no answer from ipamd", "err", err)
 		return tryLater(err, fmt.Sprintf("add cmd: Error received from AddNetwork gRPC call: %v", err))
 	}
-	if !reply.GetSuccess() {
-		c.log.Error("no address for the pod", "code", reply.GetCode(), "reason", reply.GetReason())
+	if !reply.success {
+		c.log.Error("no address for the pod", "code", reply.code, "reason", reply.reason)
 		return refusal(reply)
 	}
 	list, err := p.wire(ctx, c, reply)
@@ -54,12 +46,12 @@ func (p *Plugin) Add(ctx context.Context, args *skel.CmdArgs) error {
 		c.log.Error("the pod could not be wired", "err", err)
 		ctx, cancel := context.WithTimeout(ctx, giveBackTimeout)
 		defer cancel()
-		if _, delErr := ipamd.del(ctx, c, "SetupNSFailed"); delErr != nil {
+		if _, delErr := p.del(ctx, c, "SetupNSFailed"); delErr != nil {
 			c.log.Warn("the address was not given back", "err", delErr)
 		}
 		return fmt.Errorf("add command: failed to setup network: %w", err)
 	}
-	if mode := reply.GetNetworkPolicyMode(); mode != "" {
+	if mode := reply.policyMode; mode != "" {
 		if err := p.enforcePolicy(ctx, c, mode, len(list)); err != nil {
 			c.log.Error("no network policy for the pod", "err", err)
 			return fmt.Errorf("add cmd: failed to setup network policy: %w", err)
@@ -74,12 +66,12 @@ func (p *Plugin) Add(ctx context.Context, args *skel.CmdArgs) error {
 }
 
 // wire does what ipamd's answer asks for, or leaves nothing behind.
-func (p *Plugin) wire(ctx context.Context, c *call, reply *rpc.AddNetworkReply) ([]allocation, error) {
-	if reply.GetPodVlanId() != 0 {
+func (p *Plugin) wire(ctx context.Context, c *call, reply addReply) ([]allocation, error) {
+	if reply.vlan != 0 {
 		// Wiring it like any other pod would put it past its security groups.
 		return nil, errors.New("a pod on a branch ENI is not supported")
 	}
-	list, err := allocations(reply.GetIPAllocationMetadata())
+	list, err := allocations(reply.addresses)
 	if err != nil {
 		return nil, err
 	}
@@ -91,15 +83,15 @@ func (p *Plugin) wire(ctx context.Context, c *call, reply *rpc.AddNetworkReply) 
 }
 
 // refusal turns ipamd's reason into CNI's terms: what may be different in a while is "try again later".
-func refusal(reply *rpc.AddNetworkReply) error {
+func refusal(reply addReply) error {
 	message := refused
-	if reply.GetCode() != "" {
-		message += ": " + reply.GetCode()
+	if reply.code != "" {
+		message += ": " + reply.code
 	}
-	if reply.GetReason() != "" {
-		message += ": " + reply.GetReason()
+	if reply.reason != "" {
+		message += ": " + reply.reason
 	}
-	switch reply.GetCode() {
+	switch reply.code {
 	case "AtLimit", "WaitTimeout", "SubnetExhausted", "Cancelled", "QueueFull", "Storage", "Shutdown":
 		return types.NewError(types.ErrTryAgainLater, message, "")
 	default:
@@ -109,8 +101,8 @@ func refusal(reply *rpc.AddNetworkReply) error {
 
 // tryLater is the CNI error for a call that ipamd did not answer.
 func tryLater(err error, message string) error {
-	switch status.Code(err) {
-	case codes.Unavailable, codes.DeadlineExceeded:
+	switch onecall.CodeOf(err) {
+	case onecall.Unavailable, onecall.DeadlineExceeded:
 		return types.NewError(types.ErrTryAgainLater, message, "")
 	default:
 		return types.NewError(types.ErrInternal, message, "")

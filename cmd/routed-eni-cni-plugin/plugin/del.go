@@ -26,15 +26,9 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	ipamd, err := p.dialIPAMD()
-	if err != nil {
-		return fmt.Errorf("del cmd: failed to connect to backend server: %w", err)
-	}
-	defer ipamd.close()
-
 	waiting, cancel := context.WithTimeout(ctx, delPatience)
 	defer cancel()
-	reply, err := ipamd.del(waiting, c, "PodDeleted")
+	reply, err := p.del(waiting, c, "PodDeleted")
 	switch {
 	case err != nil && strings.Contains(err.Error(), unknownPod):
 		c.log.Info("nothing to delete: ipamd does not know the sandbox")
@@ -45,11 +39,11 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 		c.log.Warn("deleted without ipamd", "err", err)
 		p.teardownPrevious(ctx, c)
 		return nil
-	case !reply.GetSuccess():
+	case !reply.success:
 		return errors.New("del cmd: failed to process delete request")
 	}
 
-	list, err := allocations(reply.GetIPAllocationMetadata())
+	list, err := allocations(reply.addresses)
 	if err != nil {
 		c.log.Warn("nothing to tear down", "err", err)
 	}
@@ -61,7 +55,7 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 		c.log.Error("the pod's routes are left", "err", err)
 		return fmt.Errorf("del cmd: failed on tear down pod network: %w", err)
 	}
-	if reply.GetNetworkPolicyMode() != "" {
+	if reply.policyMode != "" {
 		if err := p.deletePolicy(ctx, c); err != nil {
 			return fmt.Errorf("del cmd: failed to connect to network policy agent: %w", err)
 		}

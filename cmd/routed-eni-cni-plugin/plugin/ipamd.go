@@ -3,18 +3,11 @@ package plugin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
+	"vpccni/cmd/routed-eni-cni-plugin/onecall"
 	"vpccni/pkg/networkutils/names"
-	"vpccni/rpc"
-
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/connectivity"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 )
 
 // VersionKey is the gRPC metadata under which the plugin tells ipamd its version. The request's ClientVersion stays
@@ -26,96 +19,63 @@ const npaSocket = "/var/run/aws-node/npa.sock"
 
 // Time limits of the network policy agent: to be there, and to load a pod's programs.
 const (
-	npaDialTimeout = 2 * time.Second
-	npaCallTimeout = 20 * time.Second
+	npaConnectTimeout = 2 * time.Second
+	npaCallTimeout    = 20 * time.Second
 )
 
-// retryDelay is the pause before a call that broke off is repeated.
-const retryDelay = 100 * time.Millisecond
+// retryPause is the time before a call that broke off is repeated.
+const retryPause = 100 * time.Millisecond
 
-// ipamd is the daemon's end of the socket.
-type ipamd struct {
-	conn    *grpc.ClientConn
-	client  rpc.CNIBackendClient
-	version string
-}
-
-func (p *Plugin) dialIPAMD() (*ipamd, error) {
-	conn, err := dial(names.IPAMDSocket)
-	if err != nil {
-		return nil, err
+// add asks ipamd for the pod's addresses until ctx ends; ipamd gives the same answer to the same sandbox.
+func (p *Plugin) add(ctx context.Context, c *call) (addReply, error) {
+	request := addRequest{
+		pod:              c.podName(),
+		infraContainerID: string(c.pod.K8S_POD_INFRA_CONTAINER_ID),
+		netns:            c.args.Netns,
+		ifName:           c.args.IfName,
+		networkName:      c.conf.Name,
+		containerID:      c.args.ContainerID,
+		multiNIC:         c.conf.multiNIC(),
 	}
-	return &ipamd{conn: conn, client: rpc.NewCNIBackendClient(conn), version: p.Version}, nil
-}
-
-// dial prepares a connection that is made, and made again, when it is used.
-func dial(socket string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("unix://"+socket,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithDisableHealthCheck(),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			// A socket that refuses is back within a restart of its daemon.
-			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond},
-			MinConnectTimeout: time.Second,
-		}))
-}
-
-func (d *ipamd) close() { _ = d.conn.Close() }
-
-func (d *ipamd) outgoing(ctx context.Context) context.Context {
-	return metadata.AppendToOutgoingContext(ctx, VersionKey, d.version)
-}
-
-// add asks until ctx ends; ipamd gives the same answer to the same sandbox.
-func (d *ipamd) add(ctx context.Context, c *call) (*rpc.AddNetworkReply, error) {
-	request := &rpc.AddNetworkRequest{
-		K8S_POD_NAME:               c.pod.name(),
-		K8S_POD_NAMESPACE:          c.pod.namespace(),
-		K8S_POD_INFRA_CONTAINER_ID: string(c.pod.K8S_POD_INFRA_CONTAINER_ID),
-		Netns:                      c.args.Netns,
-		IfName:                     c.args.IfName,
-		NetworkName:                c.conf.Name,
-		ContainerID:                c.args.ContainerID,
-		RequiresMultiNICAttachment: c.conf.multiNIC(),
-	}
-	var reply *rpc.AddNetworkReply
-	err := untilAnswered(ctx, func() (err error) {
-		reply, err = d.client.AddNetwork(d.outgoing(ctx), request, grpc.WaitForReady(true))
-		return err
-	})
+	var reply addReply
+	err := p.askIPAMD(ctx, "/rpc.CNIBackend/AddNetwork", request.encode(), reply.decode)
 	return reply, err
 }
 
-// del asks until ctx ends.
-func (d *ipamd) del(ctx context.Context, c *call, reason string) (*rpc.DelNetworkReply, error) {
-	request := &rpc.DelNetworkRequest{
-		K8S_POD_NAME:               c.pod.name(),
-		K8S_POD_NAMESPACE:          c.pod.namespace(),
-		K8S_POD_INFRA_CONTAINER_ID: string(c.pod.K8S_POD_INFRA_CONTAINER_ID),
-		K8S_POD_UID:                string(c.pod.K8S_POD_UID),
-		Reason:                     reason,
-		IfName:                     c.args.IfName,
-		NetworkName:                c.conf.Name,
-		ContainerID:                c.args.ContainerID,
+// del tells ipamd that the pod holds no address any more, until ctx ends.
+func (p *Plugin) del(ctx context.Context, c *call, reason string) (delReply, error) {
+	request := delRequest{
+		pod:              c.podName(),
+		infraContainerID: string(c.pod.K8S_POD_INFRA_CONTAINER_ID),
+		reason:           reason,
+		ifName:           c.args.IfName,
+		networkName:      c.conf.Name,
+		containerID:      c.args.ContainerID,
+		podUID:           string(c.pod.K8S_POD_UID),
 	}
-	var reply *rpc.DelNetworkReply
-	err := untilAnswered(ctx, func() (err error) {
-		reply, err = d.client.DelNetwork(d.outgoing(ctx), request, grpc.WaitForReady(true))
-		return err
-	})
+	var reply delReply
+	err := p.askIPAMD(ctx, "/rpc.CNIBackend/DelNetwork", request.encode(), reply.decode)
 	return reply, err
 }
 
-// untilAnswered repeats a call whose connection broke: with a daemon killed in the middle of it, nobody knows what came
-// of it, and asking the next one tells.
-func untilAnswered(ctx context.Context, call func() error) error {
+// askIPAMD repeats a call whose connection broke: with a daemon killed in the middle of it, nobody knows what came of
+// it, and asking the next one tells.
+func (p *Plugin) askIPAMD(ctx context.Context, method string, request []byte, decode func([]byte) error) error {
+	version := onecall.Header{Name: VersionKey, Value: p.Version}
 	for {
-		err := call()
-		if status.Code(err) != codes.Unavailable {
+		conn, err := onecall.Connect(ctx, names.IPAMDSocket)
+		if err != nil {
 			return err
 		}
-		pause := time.NewTimer(retryDelay)
+		answer, err := conn.Call(ctx, method, []onecall.Header{version}, request)
+		conn.Close()
+		if err == nil {
+			return decoded(decode(answer))
+		}
+		if onecall.CodeOf(err) != onecall.Unavailable {
+			return err
+		}
+		pause := time.NewTimer(retryPause)
 		select {
 		case <-ctx.Done():
 			pause.Stop()
@@ -125,22 +85,23 @@ func untilAnswered(ctx context.Context, call func() error) error {
 	}
 }
 
+func decoded(err error) error {
+	if err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	return nil
+}
+
 // enforcePolicy has the network policy agent take charge of the pod before it starts.
 func (p *Plugin) enforcePolicy(ctx context.Context, c *call, mode string, interfaces int) error {
-	conn, err := dialNPA(ctx)
+	conn, err := connectNPA(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, npaCallTimeout)
-	defer cancel()
-	reply, err := rpc.NewNPBackendClient(conn).EnforceNpToPod(ctx, &rpc.EnforceNpRequest{
-		K8S_POD_NAME:        c.pod.name(),
-		K8S_POD_NAMESPACE:   c.pod.namespace(),
-		NETWORK_POLICY_MODE: mode,
-		InterfaceCount:      int32(interfaces),
-	})
-	if err == nil && !reply.GetSuccess() {
+	request := enforceRequest{pod: c.podName(), mode: mode, interfaces: int32(interfaces)}
+	reply, err := askNPA(ctx, conn, "/rpc.NPBackend/EnforceNpToPod", request.encode())
+	if err == nil && !reply.success {
 		err = errors.New("the network policy agent refuses the pod")
 	}
 	return err
@@ -149,36 +110,36 @@ func (p *Plugin) enforcePolicy(ctx context.Context, c *call, mode string, interf
 // deletePolicy tells the network policy agent that the pod is gone. Only its absence is an error: the runtime then
 // repeats the DEL.
 func (p *Plugin) deletePolicy(ctx context.Context, c *call) error {
-	conn, err := dialNPA(ctx)
+	conn, err := connectNPA(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, npaCallTimeout)
-	defer cancel()
-	_, err = rpc.NewNPBackendClient(conn).DeletePodNp(ctx, &rpc.DeleteNpRequest{
-		K8S_POD_NAME:      c.pod.name(),
-		K8S_POD_NAMESPACE: c.pod.namespace(),
-	})
-	if err != nil {
+	if _, err := askNPA(ctx, conn, "/rpc.NPBackend/DeletePodNp", c.podName().encode()); err != nil {
 		c.log.Warn("the network policy agent was told, and failed", "err", err)
 	}
 	return nil
 }
 
-func dialNPA(ctx context.Context) (*grpc.ClientConn, error) {
-	conn, err := dial(npaSocket)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, npaDialTimeout)
+func connectNPA(ctx context.Context) (*onecall.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, npaConnectTimeout)
 	defer cancel()
-	conn.Connect()
-	for state := conn.GetState(); state != connectivity.Ready; state = conn.GetState() {
-		if !conn.WaitForStateChange(ctx, state) {
-			_ = conn.Close()
-			return nil, errors.New("the network policy agent does not answer on " + npaSocket)
-		}
+	conn, err := onecall.Connect(ctx, npaSocket)
+	if err != nil {
+		return nil, fmt.Errorf("network policy agent: %w", err)
 	}
 	return conn, nil
 }
+
+func askNPA(ctx context.Context, conn *onecall.Conn, method string, request []byte) (policyReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, npaCallTimeout)
+	defer cancel()
+	var reply policyReply
+	answer, err := conn.Call(ctx, method, nil, request)
+	if err != nil {
+		return reply, fmt.Errorf("network policy agent: %w", err)
+	}
+	return reply, decoded(reply.decode(answer))
+}
+
+func (c *call) podName() podName { return podName{name: c.pod.name(), namespace: c.pod.namespace()} }

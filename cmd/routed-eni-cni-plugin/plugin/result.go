@@ -8,7 +8,6 @@ import (
 
 	"vpccni/pkg/networkutils/names"
 	"vpccni/pkg/networkutils/podnet"
-	"vpccni/rpc"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
 )
@@ -21,12 +20,12 @@ type allocation struct {
 }
 
 // allocations reads the addresses of a reply; at least one, or an error.
-func allocations(metadata []*rpc.IPAllocationMetadata) ([]allocation, error) {
+func allocations(metadata []metadata) ([]allocation, error) {
 	var list []allocation
 	for _, m := range metadata {
-		text := m.GetIPv4Addr()
+		text := m.ipv4
 		if text == "" {
-			text = m.GetIPv6Addr()
+			text = m.ipv6
 		}
 		addr, err := netip.ParseAddr(text)
 		if err != nil {
@@ -34,8 +33,8 @@ func allocations(metadata []*rpc.IPAllocationMetadata) ([]allocation, error) {
 		}
 		list = append(list, allocation{
 			address: netip.PrefixFrom(addr, addr.BitLen()),
-			device:  int(m.GetDeviceNumber()),
-			table:   int(m.GetRouteTableId()),
+			device:  int(m.device),
+			table:   int(m.table),
 		})
 	}
 	if len(list) == 0 {
