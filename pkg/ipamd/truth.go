@@ -318,13 +318,6 @@ func (c *controller) scanned(op *operation, ev evCalled, now time.Time) {
 		}
 		return
 	}
-	for _, x := range c.ops {
-		if x.kind == opCreate && x.stage == stageCreate {
-			// One of those found may be the one being created now.
-			c.scanAt = now.Add(retryLong)
-			return
-		}
-	}
 	// EC2's readers may lag behind its writers: a creation begun just before this life shows up a little later.
 	if slices.ContainsFunc(c.inherited, func(i checkpoint.Intent) bool { return now.Sub(i.Since) < settleTime }) {
 		c.scanAt = now.Add(settleTime)
@@ -332,8 +325,23 @@ func (c *controller) scanned(op *operation, ev evCalled, now time.Time) {
 		c.scanAt, c.inherited, c.unsaved = time.Time{}, nil, true
 	}
 	for _, d := range ev.enis {
-		if d.Status == statusAvailable && d.AttachmentID == "" && c.own(d) && c.enis[d.ID] == nil {
+		switch {
+		case d.Status != statusAvailable || d.AttachmentID != "" || !c.own(d) || c.enis[d.ID] != nil:
+		case c.beingCreated(d):
+			c.scanAt = now.Add(retryLong)
+		default:
 			c.startDelete(d.ID, "left over from an earlier life", now)
 		}
 	}
+}
+
+// beingCreated tells whether an ENI may be one whose creation has no answer yet. The time of the creation is in its
+// tags.
+func (c *controller) beingCreated(d awsutils.ENI) bool {
+	for _, op := range c.ops {
+		if op.kind == opCreate && op.stage == stageCreate && op.spec.Tags[tagCreatedAt] == d.Tags[tagCreatedAt] {
+			return true
+		}
+	}
+	return false
 }

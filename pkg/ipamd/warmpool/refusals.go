@@ -78,9 +78,6 @@ func (r Refusals) Refused(op Op, target string, cause Cause, n int, detail strin
 		x.Until = now.Add(exhaustedFor)
 		if n > 1 {
 			x.AtMost = max(n/4, 1)
-			if x.Times > 3 {
-				x.AtMost = 1
-			}
 		}
 	case CauseDenied:
 		x.Until = now.Add(deniedFor + time.Duration(jitter*float64(deniedFor)/10))
@@ -130,8 +127,12 @@ func (r Refusals) Active(now time.Time) []Refusal {
 
 // allowed is how many of n addresses may be asked for now.
 func (r Refusals) allowed(op Op, target string, n int, now time.Time) int {
-	if x, ok := r.Get(op, target, now); ok {
+	x := r.m[refusalKey{op, target}]
+	switch {
+	case x.Until.After(now):
 		return min(n, x.AtMost)
+	case x.Cause == CauseExhausted && x.AtMost == 0:
+		return min(n, 1) // ask for one; if that works the next plan asks for all
 	}
 	return n
 }
