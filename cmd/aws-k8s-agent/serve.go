@@ -40,15 +40,17 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	if err != nil {
 		return err
 	}
-	log = log.With("instance", instance.identity.InstanceID)
+	id := instance.identity
+	log.Info("instance", "id", id.InstanceID, "type", id.InstanceType, "zone", id.Zone, "subnet", id.SubnetID, "address", id.PrimaryIP,
+		"vpc", id.VPCID, "cidrs", instance.cidrs)
 	ec2, err := awsutils.NewEC2(ctx, awsutils.EC2Options{
-		Region: instance.identity.Region, Endpoint: cfg.EC2Endpoint, Version: cfg.Version, HTTPTimeout: cfg.HTTPTimeout,
+		Region: id.Region, Endpoint: cfg.EC2Endpoint, Version: cfg.Version, HTTPTimeout: cfg.HTTPTimeout,
 		Observe: meter.AWS,
 	})
 	if err != nil {
 		return err
 	}
-	limits, err := limitsOf(ctx, instance.identity.InstanceType, ec2)
+	limits, err := limitsOf(ctx, id.InstanceType, ec2)
 	if err != nil {
 		return err
 	}
@@ -69,7 +71,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		return err
 	}
 	daemon, err = ipamd.New(ipamd.Options{
-		Settings: settings(cfg), Identity: instance.identity, Limits: limits, Groups: instance.groups,
+		Settings: settings(cfg), Identity: id, Limits: limits, Groups: instance.groups,
 		VPCCIDRs: instance.cidrs, Subnets: instance.subnets, Restored: restored,
 		EC2: ec2, Network: host, Checkpointer: store, Clock: clock, Log: log,
 	})
@@ -82,8 +84,8 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	server := rpcserver.New(rpcserver.Options{
 		Socket: names.IPAMDSocket, Allocator: auditor, Log: log,
 		Agent: rpcserver.AgentConfig{
-			NetworkPolicyMode: string(cfg.NetworkPolicyMode), MultiNIC: cfg.MultiNIC, NodeIPv4: instance.identity.PrimaryIP.String(),
-			InstanceID: instance.identity.InstanceID, Region: instance.identity.Region,
+			NetworkPolicyMode: string(cfg.NetworkPolicyMode), MultiNIC: cfg.MultiNIC, NodeIPv4: id.PrimaryIP.String(),
+			InstanceID: id.InstanceID, Region: id.Region,
 		},
 		Observe:  observer(meter),
 		Degraded: func() bool { return degraded(daemon.View()) },
