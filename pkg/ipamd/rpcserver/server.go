@@ -111,7 +111,6 @@ func New(o Options) *Server {
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.SharedWriteBuffer(true),
 		grpc.WaitForHandlers(true),
 	)
 	rpc.RegisterCNIBackendServer(s.grpc, &cniBackend{
