@@ -141,3 +141,10 @@ func (r Refusals) allowed(op Op, target string, n int, now time.Time) int {
 func (r Refusals) until(op Op, target string) time.Time {
 	return r.m[refusalKey{op, target}].Until
 }
+
+// passing tells whether a refusal is one that waiting mends, so that another way, which may be dearer, is not taken at
+// once.
+func (r Refusals) passing(op Op, target string, now time.Time) bool {
+	x, ok := r.Get(op, target, now)
+	return ok && (x.Cause == CauseThrottled || x.Cause == CauseFailed && x.Times <= 2)
+}

@@ -262,6 +262,7 @@ func (d *Decision) grow(s State, f figures, t Targets, l Limits, short int, why 
 		}
 		return min(n, left)
 	}
+	probed := map[string]bool{} // subnets that are short of addresses are asked once at a time
 	for _, e := range growthOrder(s.ENIs, l) {
 		if short <= 0 || left <= 0 {
 			return
@@ -271,11 +272,16 @@ func (d *Decision) grow(s State, f figures, t Targets, l Limits, short int, why 
 			short -= e.room(l)
 			continue
 		}
-		n := s.Refusals.allowed(OpAssign, e.Subnet, take(e.room(l)), now)
-		if n <= 0 {
+		wanted := take(e.room(l))
+		n := s.Refusals.allowed(OpAssign, e.Subnet, wanted, now)
+		if n <= 0 || probed[e.Subnet] {
 			d.wakeAt(s.Refusals.until(OpAssign, e.Subnet), now)
+			if s.Refusals.passing(OpAssign, e.Subnet, now) {
+				short -= e.room(l)
+			}
 			continue
 		}
+		probed[e.Subnet] = n < wanted
 		d.Actions = append(d.Actions, Action{Kind: AssignIPs, ENI: e.ID, Device: e.Device, N: n, Reason: why})
 		short, left = short-n, left-n
 	}
@@ -284,7 +290,8 @@ func (d *Decision) grow(s State, f figures, t Targets, l Limits, short int, why 
 	}
 	devices := devicesTaken(s)
 	for slots := f.slots; short > 0 && left > 0 && slots < l.enis(); slots++ {
-		n := s.Refusals.allowed(OpCreate, s.Subnet, take(l.IPsPerENI), now)
+		wanted := take(l.IPsPerENI)
+		n := s.Refusals.allowed(OpCreate, s.Subnet, wanted, now)
 		if n <= 0 {
 			d.wakeAt(s.Refusals.until(OpCreate, s.Subnet), now)
 			return
@@ -296,6 +303,9 @@ func (d *Decision) grow(s State, f figures, t Targets, l Limits, short int, why 
 		devices[device] = true
 		d.Actions = append(d.Actions, Action{Kind: CreateENI, Device: device, N: n, Reason: why})
 		short, left = short-n, left-n
+		if n < wanted {
+			return // a probe
+		}
 	}
 }
 
