@@ -16,7 +16,7 @@ import (
 )
 
 func execCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "exec NODE -- COMMAND [ARG...]",
 		Short: "Run a program on a node",
 		Long: `Run a program in all namespaces of a node, on this command's own standard input, output and error, or
@@ -27,11 +27,15 @@ The node sees the machine's file system, read-only under /.host; /run, /tmp, /va
 		Example: `  vpclab exec n1 -- ip -d link
   vpclab exec n1 -- bash
   vpclab exec n1 -- tail -f /var/log/aws-routed-eni/ipamd.log`,
-		Args: cobra.MinimumNArgs(2),
+		Args: programArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.exec(cmd.Context(), daemon.Exec{Node: args[0], Command: args[1:]})
+			own, program := splitProgram(1, args)
+			return o.exec(cmd.Context(), daemon.Exec{Node: own[0], Command: program})
 		},
 	}
+	// What follows the node belongs to the program, flags included.
+	cmd.Flags().SetInterspersed(false)
+	return cmd
 }
 
 func (o *options) exec(ctx context.Context, e daemon.Exec) error {

@@ -78,7 +78,7 @@ are not given hold for every request.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&isIMDS, "imds", false, "the rule is for IMDS")
-	f.StringVar(&node, "node", "", "only requests of this node")
+	f.StringVar(&node, "node", "", "only requests of this node; EC2 also: operator, who uses vpclab env")
 	f.IntVar(&count, "count", 0, "how many requests it is good for; 0: for ever")
 	f.DurationVar(&delay, "delay", 0, "wait before the answer")
 	f.StringVar(&e.Action, "action", "", "EC2: only this action; * stands for anything")
@@ -170,6 +170,7 @@ func faultRemoveCommand(o *options) *cobra.Command {
 		Use:     "remove ID...",
 		Aliases: []string{"rm"},
 		Short:   "Remove rules",
+		Long:    "Remove rules by the ids that fault add printed and fault list shows.",
 		Example: "  vpclab fault remove fault-1",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -49,6 +50,9 @@ func explain(err error) string {
 	return err.Error()
 }
 
+// defaultLab is the name of a lab that is given none.
+const defaultLab = "lab"
+
 // options are common to all commands.
 type options struct {
 	lab  string
@@ -57,10 +61,7 @@ type options struct {
 
 func root() *cobra.Command {
 	o := &options{}
-	name := os.Getenv("VPCLAB_NAME")
-	if name == "" {
-		name = "lab"
-	}
+	name := cmp.Or(os.Getenv("VPCLAB_NAME"), defaultLab)
 	cmd := &cobra.Command{
 		Use:   "vpclab",
 		Short: "An AWS VPC on one Linux machine",
@@ -87,8 +88,46 @@ own network, and when it ends, however it ends, nothing of it stays behind.`,
 	cmd.PersistentFlags().StringVar(&o.lab, "name", name, "name of the lab ($VPCLAB_NAME); labs of different names run side by side")
 	cmd.PersistentFlags().BoolVar(&o.json, "json", false, "print JSON for programs")
 	cmd.AddCommand(upCommand(o), downCommand(o), statusCommand(o), execCommand(o), podCommand(o), faultCommand(o),
-		requestsCommand(o), envCommand(o), logsCommand(o), ipamdCommand(o), nodeCommand(o), demoCommand())
+		requestsCommand(o), envCommand(o), logsCommand(o), ipamdCommand(o), nodeCommand(o), vpcCommand(o), demoCommand())
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fmt.Errorf("%w (see %s --help)", err, c.CommandPath())
+	})
+	sayUsage(cmd)
 	return cmd
+}
+
+// sayUsage makes the error about wrong arguments, of cmd and all below it, say which are right.
+func sayUsage(cmd *cobra.Command) {
+	cmd.DisableFlagsInUseLine = true
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(c *cobra.Command, args []string) error {
+			if check(c, args) != nil {
+				return fmt.Errorf("usage: %s (see %s --help)", c.UseLine(), c.CommandPath())
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		sayUsage(sub)
+	}
+}
+
+// programArgs wants an exec command's own n arguments, then a program, with or without dashes between them.
+func programArgs(n int) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) > n && args[n] != "--" || len(args) > n+1 {
+			return nil
+		}
+		return errors.New("no program")
+	}
+}
+
+func splitProgram(n int, args []string) (own, program []string) {
+	own, program = args[:n], args[n:]
+	if program[0] == "--" {
+		program = program[1:]
+	}
+	return own, program
 }
 
 // ask sends a request to the lab.

@@ -120,6 +120,7 @@ func podListCommand(o *options) *cobra.Command {
 		Use:     "list [NODE]",
 		Aliases: []string{"ls"},
 		Short:   "List pods and their addresses",
+		Long:    "List the pods of the lab or of one node, with their addresses and how long their ADD took.",
 		Example: "  vpclab pod list\n  vpclab pod list n1 --json",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -148,19 +149,22 @@ func (o *options) printPods(out io.Writer, pods []cluster.Pod) error {
 }
 
 func podExecCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "exec NODE POD -- COMMAND [ARG...]",
 		Short: "Run a program in a pod",
 		Long: `Run a program in a pod's network namespace and its node's other namespaces, on this command's own
 standard input, output and error, or on a terminal if those are one. The exit code is the program's.`,
 		Example: "  vpclab pod exec n1 web -- ip route\n  vpclab pod exec n1 web -- curl -s http://203.0.113.10",
-		Args:    cobra.MinimumNArgs(3),
+		Args:    programArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			namespace, name, err := splitPod(args[1])
+			own, program := splitProgram(2, args)
+			namespace, name, err := splitPod(own[1])
 			if err != nil {
 				return err
 			}
-			return o.exec(cmd.Context(), daemon.Exec{Node: args[0], Namespace: namespace, Pod: name, Command: args[2:]})
+			return o.exec(cmd.Context(), daemon.Exec{Node: own[0], Namespace: namespace, Pod: name, Command: program})
 		},
 	}
+	cmd.Flags().SetInterspersed(false)
+	return cmd
 }

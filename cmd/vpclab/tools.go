@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -97,6 +98,29 @@ func nodeCommand(o *options) *cobra.Command {
 		o.order(daemon.MethodNode, "kill", "Cut the power: everything on the node ends at once; its ENIs stay attached"),
 		o.order(daemon.MethodNode, "boot", "Boot a node whose power was cut, and start ipamd"),
 		o.order(daemon.MethodNode, "reboot", "Cut the power and boot again"))
+	return cmd
+}
+
+func vpcCommand(o *options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "vpc",
+		Short:   "Change the VPC while it runs",
+		Example: "  vpclab vpc add-cidr 100.64.0.0/16",
+	}
+	cmd.AddCommand(&cobra.Command{
+		Use:     "add-cidr CIDR",
+		Short:   "Associate one more range with the VPC",
+		Long:    "Associate one more range with the VPC: EC2 and IMDS report it, and its addresses can be assigned.",
+		Example: "  vpclab vpc add-cidr 100.64.0.0/16",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cidr, err := netip.ParsePrefix(args[0])
+			if err != nil {
+				return err
+			}
+			return o.ask(cmd.Context(), daemon.MethodAddCIDR, daemon.CIDR{CIDR: cidr}, nil)
+		},
+	})
 	return cmd
 }
 

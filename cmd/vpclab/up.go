@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -79,7 +80,7 @@ be run on them.
 			if err := findBinaries(&spec, binDir); err != nil {
 				return err
 			}
-			return up(cmd, spec, foreground)
+			return o.up(cmd, spec, foreground)
 		},
 	}
 	f := cmd.Flags()
@@ -145,31 +146,59 @@ func findBinaries(spec *cluster.Spec, dir string) (err error) {
 	return err
 }
 
-func up(cmd *cobra.Command, spec cluster.Spec, foreground bool) error {
-	out := cmd.OutOrStdout()
+// up starts the lab. Progress goes to standard error where standard output is for a program.
+func (o *options) up(cmd *cobra.Command, spec cluster.Spec, foreground bool) error {
 	started := time.Now()
-	name := ""
-	if spec.Name != "lab" {
-		name = " --name " + spec.Name
+	progress := cmd.OutOrStdout()
+	if o.json {
+		progress = cmd.ErrOrStderr()
 	}
-	return daemon.Up(cmd.Context(), daemon.UpOptions{
+	var readyErr error
+	err := daemon.Up(cmd.Context(), daemon.UpOptions{
 		Spec:       spec,
 		Foreground: foreground,
-		Progress:   func(line string) { fmt.Fprintln(out, " ", line) },
+		Progress:   func(line string) { fmt.Fprintln(progress, " ", line) },
 		Ready: func() {
-			fmt.Fprintf(out, "lab %q is up (%.1f s)\n", spec.Name, time.Since(started).Seconds())
-			pods := fmt.Sprintf("  vpclab%s pod add n1 web      a pod on node n1\n", name)
-			if spec.NoIPAMD {
-				pods = ""
+			fmt.Fprintf(progress, "lab %q is up (%.1f s)\n", spec.Name, time.Since(started).Seconds())
+			if !o.json {
+				fmt.Fprint(cmd.OutOrStdout(), nextSteps(spec, foreground))
+				return
 			}
-			fmt.Fprintf(out, "%s  vpclab%s exec n1 -- bash    a shell on node n1\n  vpclab%s status             what there is\n", pods, name, name)
-			if foreground {
-				fmt.Fprintln(out, "  interrupt (Ctrl-C) to end it")
-			} else {
-				fmt.Fprintf(out, "  vpclab%s down               end it\n", name)
+			var s daemon.Status
+			if readyErr = o.ask(cmd.Context(), daemon.MethodStatus, nil, &s); readyErr == nil {
+				readyErr = printJSON(cmd.OutOrStdout(), s)
 			}
 		},
 	})
+	return errors.Join(err, readyErr)
+}
+
+// nextSteps says what can be done with a lab that has just come up.
+func nextSteps(spec cluster.Spec, foreground bool) string {
+	command := "vpclab"
+	if spec.Name != defaultLab {
+		command += " --name " + spec.Name
+	}
+	node := spec.Nodes[0].Name
+	if node == "" {
+		node = "n1"
+	}
+	steps := [][2]string{}
+	if !spec.NoIPAMD {
+		steps = append(steps, [2]string{"pod add " + node + " web", "a pod on node " + node})
+	}
+	steps = append(steps, [2]string{"exec " + node + " -- bash", "a shell on node " + node}, [2]string{"status", "what there is"})
+	if !foreground {
+		steps = append(steps, [2]string{"down", "end it"})
+	}
+	var b strings.Builder
+	for _, s := range steps {
+		fmt.Fprintf(&b, "  %-*s  %s\n", len(command)+22, command+" "+s[0], s[1])
+	}
+	if foreground {
+		b.WriteString("  interrupt (Ctrl-C) to end it\n")
+	}
+	return b.String()
 }
 
 func downCommand(o *options) *cobra.Command {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -149,6 +150,14 @@ func (c *Cluster) VPCID() string { return c.vpc.id }
 
 // SubnetID is the id of a subnet of the spec; empty if there is none of that name.
 func (c *Cluster) SubnetID(name string) string { return c.vpc.subnets[name] }
+
+// AddCIDR associates one more range with the VPC while it runs.
+func (c *Cluster) AddCIDR(cidr netip.Prefix) error {
+	if err := c.vpc.cloud.AddVPCCIDR(c.vpc.id, cidr); err != nil {
+		return fmt.Errorf("add %s to the vpc: %w", cidr, err)
+	}
+	return nil
+}
 
 // Nodes are the lab's nodes in the spec's order.
 func (c *Cluster) Nodes() []*Node { return slices.Clone(c.nodes) }

@@ -60,8 +60,9 @@ type Node struct {
 	cluster *Cluster
 	os      *node.Node
 
-	mu    sync.Mutex // guards ipamd; held while it starts and stops
-	ipamd *node.Daemon
+	starting sync.Mutex // held while ipamd starts, so that it starts once; taken before mu
+	mu       sync.Mutex // guards ipamd
+	ipamd    *node.Daemon
 }
 
 // checkBinaries says what is missing before anything is started.
@@ -185,9 +186,9 @@ func (n *Node) IPAMDEnv() map[string]string {
 // StartIPAMD starts ipamd, waits until it is healthy and then, as the container's entrypoint does, puts the CNI
 // configuration in place.
 func (n *Node) StartIPAMD(ctx context.Context) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ipamd != nil && !ended(n.ipamd) {
+	n.starting.Lock()
+	defer n.starting.Unlock()
+	if n.IPAMDRunning() {
 		return fmt.Errorf("ipamd is running on %s", n.Name)
 	}
 	if err := os.MkdirAll(n.disk(names.LogDir), 0o755); err != nil {
@@ -202,7 +203,9 @@ func (n *Node) StartIPAMD(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.mu.Lock()
 	n.ipamd = d
+	n.mu.Unlock()
 	if err := n.waitHealthy(ctx, d); err != nil {
 		return err
 	}
@@ -272,52 +275,53 @@ func (n *Node) waitHealthy(ctx context.Context, d *node.Daemon) error {
 	return fmt.Errorf("ipamd on %s: %w\n%s", n.Name, err, lastLines(n.IPAMDLog(), 15))
 }
 
-// StopIPAMD asks ipamd to end (SIGTERM) and waits for it.
-func (n *Node) StopIPAMD(ctx context.Context) error {
+// daemon is the ipamd that was started last; nil if there was none.
+func (n *Node) daemon() *node.Daemon {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.ipamd == nil {
+	return n.ipamd
+}
+
+// StopIPAMD asks ipamd to end (SIGTERM) and waits for it.
+func (n *Node) StopIPAMD(ctx context.Context) error {
+	d := n.daemon()
+	if d == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
-	return n.ipamd.Stop(ctx)
+	return d.Stop(ctx)
 }
 
 // KillIPAMD ends ipamd without its help (SIGKILL) and returns when it is gone.
 func (n *Node) KillIPAMD() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ipamd != nil {
-		n.ipamd.Kill()
+	if d := n.daemon(); d != nil {
+		d.Kill()
 	}
 }
 
 // SignalIPAMD sends ipamd a signal.
 func (n *Node) SignalIPAMD(sig syscall.Signal) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ipamd == nil {
+	d := n.daemon()
+	if d == nil {
 		return fmt.Errorf("ipamd was never started on %s", n.Name)
 	}
-	return n.ipamd.Signal(sig)
+	return d.Signal(sig)
 }
 
 // IPAMDRunning reports whether ipamd runs.
 func (n *Node) IPAMDRunning() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.ipamd != nil && !ended(n.ipamd)
+	d := n.daemon()
+	return d != nil && !ended(d)
 }
 
 // IPAMDPID is ipamd's process id as the sandbox sees it; 0 if it does not run.
 func (n *Node) IPAMDPID() int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ipamd == nil || ended(n.ipamd) {
+	d := n.daemon()
+	if d == nil || ended(d) {
 		return 0
 	}
-	return n.ipamd.PID()
+	return d.PID()
 }
 
 // IPAMDLog is ipamd's log file and what it printed besides.

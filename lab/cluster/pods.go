@@ -161,7 +161,7 @@ func (c *Cluster) newSandbox(n *Node, namespace, name string) (*podSandbox, erro
 	id := make([]byte, 32)
 	_, _ = rand.Read(id) // never fails
 	s := &podSandbox{node: n, Pod: Pod{Node: n.Name, Namespace: namespace, Name: name, ID: hex.EncodeToString(id)}}
-	s.UID = fmt.Sprintf("%x-%x-4%x-8%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:16])[:36]
+	s.UID = uuid([16]byte(id))
 	s.NetNS = "/run/netns/cni-" + s.UID
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -172,6 +172,13 @@ func (c *Cluster) newSandbox(n *Node, namespace, name string) (*podSandbox, erro
 	}
 	c.sandboxes[s.ID] = s
 	return s, nil
+}
+
+// uuid makes a random UUID (version 4) of random bytes.
+func uuid(b [16]byte) string {
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 func (c *Cluster) setState(s *podSandbox, state sandboxState, why error) {

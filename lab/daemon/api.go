@@ -26,6 +26,7 @@ const (
 	MethodLogs     = "logs"
 	MethodIPAMD    = "ipamd"
 	MethodNode     = "node"
+	MethodAddCIDR  = "vpc.add-cidr"
 )
 
 // Ready asks to be told when the lab is up. PID is the lab's first process as the machine sees it.
@@ -164,3 +165,6 @@ type LogsQuery struct {
 
 // Control is an order: kill, stop, start for ipamd; kill, boot, reboot for a node.
 type Control struct{ Node, Do string }
+
+// CIDR is one more range of the VPC.
+type CIDR struct{ CIDR netip.Prefix }

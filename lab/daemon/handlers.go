@@ -38,6 +38,7 @@ func (l *lab) handlers() map[string]control.Handler {
 		MethodLogs:     with(l, l.logs),
 		MethodIPAMD:    with(l, l.ipamd),
 		MethodNode:     with(l, l.node),
+		MethodAddCIDR:  with(l, l.addCIDR),
 	}
 }
 
@@ -175,13 +176,18 @@ func (l *lab) podDel(ctx context.Context, c *cluster.Cluster, p PodRef) (any, er
 func (l *lab) faultAdd(_ context.Context, c *cluster.Cluster, f Fault) (any, error) {
 	switch {
 	case f.EC2 != nil:
-		id, err := instanceID(c, f.EC2.InstanceID)
-		if err != nil {
-			return nil, err
+		if f.EC2.InstanceID != operator {
+			id, err := instanceID(c, f.EC2.InstanceID)
+			if err != nil {
+				return nil, err
+			}
+			f.EC2.InstanceID = id
 		}
-		f.EC2.InstanceID = id
 		if sub := c.SubnetID(f.EC2.SubnetID); sub != "" {
 			f.EC2.SubnetID = sub
+		}
+		if err := f.EC2.Validate(); err != nil {
+			return nil, err
 		}
 		return FaultID{ID: c.Cloud().AddFault(*f.EC2)}, nil
 	case f.IMDS != nil:
@@ -200,6 +206,9 @@ func (l *lab) faultAdd(_ context.Context, c *cluster.Cluster, f Fault) (any, err
 		return nil, errors.New("a fault is of EC2 or of IMDS")
 	}
 }
+
+// operator is the caller with the credentials of vpclab env.
+const operator = "operator"
 
 // instanceID takes a node's name for its instance; empty stays empty.
 func instanceID(c *cluster.Cluster, name string) (string, error) {
@@ -247,6 +256,10 @@ func (l *lab) requests(_ context.Context, c *cluster.Cluster, q RequestsQuery) (
 		c.IMDS().ResetRequests()
 	}
 	return r, nil
+}
+
+func (l *lab) addCIDR(_ context.Context, c *cluster.Cluster, r CIDR) (any, error) {
+	return none{}, c.AddCIDR(r.CIDR)
 }
 
 func (l *lab) env(_ context.Context, c *cluster.Cluster, _ none) (any, error) {
