@@ -20,6 +20,7 @@ import (
 	"vpccni/pkg/ipamd/introspect"
 	"vpccni/pkg/ipamd/metrics"
 	"vpccni/pkg/ipamd/rpcserver"
+	"vpccni/pkg/ipamd/warmpool"
 	"vpccni/pkg/networkutils/hostnet"
 	"vpccni/pkg/networkutils/names"
 	"vpccni/pkg/version"
@@ -217,6 +218,8 @@ func settings(c config.Config) ipamd.Settings {
 		},
 	}
 	s.Targets.WarmENI, s.Targets.WarmIP, s.Targets.MinimumIP = c.WarmENITarget, c.WarmIPTarget, c.MinimumIPTarget
+	// The proportions of warmpool's defaults, which POOL_SHRINK_DELAY's default gives.
+	s.Targets.MinENIAge, s.Targets.ShrinkDelay, s.Targets.RemovePace = c.ShrinkDelay, c.ShrinkDelay/2, c.ShrinkDelay/6
 	return s
 }
 
