@@ -72,6 +72,23 @@ func (o options) args() []string {
 	return args
 }
 
+// effort is how much is measured.
+type effort struct {
+	// rounds is how often everything is measured; the levels and the modes take turns in each.
+	rounds int
+	// samples and bursts are executions of each operation, one by one and many at once, for each level and round.
+	samples, bursts int
+	// packets are sent in each direction for each level, mode and round.
+	packets int
+}
+
+func (o options) effort() effort {
+	if o.short {
+		return effort{rounds: 5, samples: 8, bursts: 1, packets: 5000}
+	}
+	return effort{rounds: 9, samples: 24, bursts: 2, packets: 40000}
+}
+
 // outside builds the programs and runs the benchmark in its sandbox.
 func outside() (int, error) {
 	o, err := parseOptions(os.Args[1:])
@@ -144,7 +161,7 @@ const timeLimit = 8 * time.Minute
 func measure(ctx context.Context, o options) error {
 	ctx, cancel := context.WithTimeout(ctx, timeLimit)
 	defer cancel()
-	r := report{Machine: describeMachine(), Started: time.Now().UTC().Truncate(time.Second)}
+	r := report{Rounds: o.effort().rounds, Machine: describeMachine(), Started: time.Now().UTC().Truncate(time.Second)}
 	size, err := os.Stat(o.plugin)
 	if err != nil {
 		return err

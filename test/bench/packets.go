@@ -34,10 +34,7 @@ type packetKey struct {
 
 // measurePackets measures what it costs to send, forward and receive a small packet.
 func measurePackets(ctx context.Context, o options) ([]packetRow, error) {
-	packets := 20000
-	if o.short {
-		packets = 5000
-	}
+	effort := o.effort()
 	var nodes []*packetNode
 	for _, pods := range packetLevels {
 		progress("packets: nodes with %d pods", pods)
@@ -52,8 +49,8 @@ func measurePackets(ctx context.Context, o options) ([]packetRow, error) {
 	}
 	runs := map[packetKey][]float64{}
 	// A node's first round only warms it up.
-	for round := range rounds + 1 {
-		progress("packets: round %d of %d", round, rounds)
+	for round := range effort.rounds + 1 {
+		progress("packets: round %d of %d", round, effort.rounds)
 		for _, node := range nodes {
 			for _, mode := range node.modes {
 				if err := ctx.Err(); err != nil {
@@ -63,7 +60,7 @@ func measurePackets(ctx context.Context, o options) ([]packetRow, error) {
 					return nil, fmt.Errorf("node with %d pods, %s: %w", node.pods, mode, err)
 				}
 				for _, direction := range []string{fromPod, toPod} {
-					cost, err := node.send(direction, packets)
+					cost, err := node.send(direction, effort.packets)
 					if err != nil {
 						return nil, fmt.Errorf("node with %d pods, %s, %s: %w", node.pods, mode, direction, err)
 					}

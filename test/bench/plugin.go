@@ -25,9 +25,6 @@ var pluginLevels = []int{10, 250, 700}
 // burst is how many plugins run at once in the parallel half.
 const burst = 32
 
-// rounds is how often everything is measured; the levels take turns in each.
-const rounds = 5
-
 // pluginNode is a node with some pods on it, and empty sandboxes for the ones to come.
 type pluginNode struct {
 	pods      int
@@ -114,18 +111,14 @@ func measurePlugin(ctx context.Context, o options) ([]pluginRow, error) {
 		}
 		nodes = append(nodes, node)
 	}
-	samples, bursts := 24, 2
-	if o.short {
-		samples, bursts = 8, 1
-	}
 	measured := cells{}
-	for round := range rounds {
-		progress("plugin: round %d of %d", round+1, rounds)
+	for round := range o.effort().rounds {
+		progress("plugin: round %d of %d", round+1, o.effort().rounds)
 		for _, node := range nodes {
-			if err := node.measure(ctx, o, 1, samples, measured); err != nil {
+			if err := node.measure(ctx, o, 1, o.effort().samples, measured); err != nil {
 				return nil, err
 			}
-			if err := node.measure(ctx, o, burst, bursts, measured); err != nil {
+			if err := node.measure(ctx, o, burst, o.effort().bursts, measured); err != nil {
 				return nil, err
 			}
 		}

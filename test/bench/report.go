@@ -18,6 +18,7 @@ import (
 type report struct {
 	Started     time.Time   `json:"started"`
 	Seconds     int         `json:"seconds"`
+	Rounds      int         `json:"rounds"`
 	Machine     machine     `json:"machine"`
 	PluginBytes int64       `json:"pluginBytes"`
 	Plugin      []pluginRow `json:"plugin,omitempty"`
@@ -108,7 +109,7 @@ func (r report) print(out io.Writer) {
 		r.Started.Format(time.DateOnly), r.Machine.CPUs, r.Machine.CPU, r.Machine.Kernel, r.Machine.Go, r.Machine.Load,
 		float64(r.PluginBytes)/1e6, r.Seconds)
 	if len(r.Plugin) > 0 {
-		fmt.Fprintf(out, "\nPlugin: milliseconds per execution; medians of %d rounds [smallest–largest]; floor: exec of an empty Go program\n\n", rounds)
+		fmt.Fprintf(out, "\nPlugin: milliseconds per execution; medians of %d rounds [smallest–largest]; floor: exec of an empty Go program\n\n", r.Rounds)
 		w := table(out, "at once", "operation", "pods", "wall p50", "p99", "CPU p50", "p99", "CPU, rounds", "floor", "× floor", "per s", "failed")
 		for _, row := range r.Plugin {
 			fmt.Fprintf(w, "%d\t%s\t%d\t%.1f\t%.1f\t%.2f\t%.2f\t%s\t%.2f\t%s\t%.0f\t%d of %d\t\n",
@@ -118,7 +119,7 @@ func (r report) print(out io.Writer) {
 		_ = w.Flush()
 	}
 	if len(r.Packets) > 0 {
-		fmt.Fprintf(out, "\nPackets: ns of CPU for a 16-byte UDP packet, sent, forwarded and received; medians of %d rounds [smallest–largest]; floor: plain routing\n\n", rounds)
+		fmt.Fprintf(out, "\nPackets: ns of CPU for a 16-byte UDP packet, sent, forwarded and received; medians of %d rounds [smallest–largest]; floor: plain routing\n\n", r.Rounds)
 		w := table(out, "direction", "mode", "pods", "ns per packet", "floor", "× floor", "× one pod")
 		for _, row := range r.Packets {
 			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%.0f\t%s\t%s\t\n", row.Direction, row.Mode, row.Pods,
