@@ -19,7 +19,6 @@ import (
 	"vpccni/pkg/ipamd"
 	"vpccni/pkg/ipamd/datastore"
 	"vpccni/pkg/ipamd/warmpool"
-	"vpccni/pkg/ipamd/warmpool"
 	"vpccni/pkg/networkutils/hostnet"
 )
 
@@ -124,9 +123,6 @@ func TestSettings(t *testing.T) {
 	s := settings(cfg)
 	if s.Targets.WarmIP != 3 || s.MaxENI != 2 || s.Cooldown != 5*time.Second || s.ClusterName != "c" || s.IgnoreUntagged {
 		t.Errorf("%+v", s)
-	}
-	if s.Targets.MinENIAge != warmpool.DefaultMinENIAge || s.Targets.ShrinkDelay != warmpool.DefaultShrinkDelay || s.Targets.RemovePace != warmpool.DefaultRemovePace {
-		t.Errorf("POOL_SHRINK_DELAY's default gives %+v", s.Targets)
 	}
 	if s.Targets.MinENIAge != warmpool.DefaultMinENIAge || s.Targets.ShrinkDelay != warmpool.DefaultShrinkDelay ||
 		s.Targets.RemovePace != warmpool.DefaultRemovePace {

@@ -20,7 +20,6 @@ import (
 	"vpccni/pkg/ipamd/introspect"
 	"vpccni/pkg/ipamd/metrics"
 	"vpccni/pkg/ipamd/rpcserver"
-	"vpccni/pkg/ipamd/warmpool"
 	"vpccni/pkg/networkutils/hostnet"
 	"vpccni/pkg/networkutils/names"
 	"vpccni/pkg/version"
