@@ -484,6 +484,27 @@ func TestMalformedInput(t *testing.T) {
 	}
 }
 
+func TestReadOnlySysctlsAreTolerated(t *testing.T) {
+	n := newNode(t, ipamdtest.Config{})
+	s := n.sandbox("c1", "web-0")
+	const sys = "/proc/sys"
+	if err := unix.Mount(sys, sys, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Unmount(sys, unix.MNT_DETACH) }()
+	if err := unix.Mount("", sys, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		t.Fatal(err)
+	}
+	n.mustRun("ADD", s)
+	log, err := os.ReadFile(n.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(log, []byte("setting left alone")) {
+		t.Errorf("the log does not say so:\n%s", log)
+	}
+}
+
 func TestDelOfAPodWhoseNamespaceIsGone(t *testing.T) {
 	n := newNode(t, ipamdtest.Config{})
 	for i, netns := range []string{"", "/run/netns/gone"} {

@@ -1,7 +1,6 @@
 package podnet
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -46,7 +45,7 @@ func writeSysctls(settings []sysctl) error {
 		err := os.WriteFile("/proc/sys/"+s.path, []byte(s.value), 0)
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.EROFS):
-			slog.DebugContext(context.Background(), "setting left alone", "sysctl", s.path, "err", err)
+			slog.Debug("setting left alone", "sysctl", s.path, "err", err)
 		case err != nil:
 			return fmt.Errorf("set %s: %w", s.path, err)
 		}

@@ -318,6 +318,8 @@ func TestPodAnswersAtOnce(t *testing.T) {
 			t.Parallel()
 			host, netns := nstest.New(t), nstest.New(t)
 			host.Run("ip", "address", "add", tt.host, "dev", "lo")
+			// As some runtimes do to new sandboxes.
+			netns.Run("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
 			pod := podOf(netns, "c1", "web-0", tt.address)
 			mustSetup(t, host, pod)
 			start := time.Now()
