@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"vpccni/pkg/config"
 	"vpccni/pkg/ipamd"
 	"vpccni/pkg/ipamd/audit"
+	"vpccni/pkg/ipamd/bootstrap"
 	"vpccni/pkg/ipamd/checkpoint"
 	"vpccni/pkg/ipamd/httpserve"
 	"vpccni/pkg/ipamd/introspect"
@@ -36,13 +36,13 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	meter := metrics.New(version.Version, func() ipamd.View { return daemon.View() })
 
 	imds := awsutils.NewIMDS(awsutils.IMDSOptions{HTTPTimeout: cfg.HTTPTimeout, Observe: meter.AWS})
-	instance, err := discover(ctx, imds, clock, log)
+	instance, err := bootstrap.Discover(ctx, imds, clock, log)
 	if err != nil {
 		return err
 	}
-	id := instance.identity
+	id := instance.Identity
 	log.Info("instance", "id", id.InstanceID, "type", id.InstanceType, "zone", id.Zone, "subnet", id.SubnetID, "address", id.PrimaryIP,
-		"vpc", id.VPCID, "cidrs", instance.cidrs)
+		"vpc", id.VPCID, "cidrs", instance.VPCCIDRs)
 	ec2, err := awsutils.NewEC2(ctx, awsutils.EC2Options{
 		Region: id.Region, Endpoint: cfg.EC2Endpoint, Version: cfg.Version, HTTPTimeout: cfg.HTTPTimeout,
 		Observe: meter.AWS,
@@ -50,7 +50,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	if err != nil {
 		return err
 	}
-	limits, err := limitsOf(ctx, id.InstanceType, ec2)
+	limits, err := bootstrap.LimitsOf(ctx, id.InstanceType, ec2)
 	if err != nil {
 		return err
 	}
@@ -66,13 +66,13 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		Source:      func() checkpoint.State { return daemon.Durable() },
 		Log:         log,
 	})
-	restored, err := restore(ctx, store, clock, log)
+	restored, err := bootstrap.Restore(ctx, store, clock, log)
 	if err != nil {
 		return err
 	}
 	daemon, err = ipamd.New(ipamd.Options{
-		Settings: settings(cfg), Identity: id, Limits: limits, Groups: instance.groups,
-		VPCCIDRs: instance.cidrs, Subnets: instance.subnets, Restored: restored,
+		Settings: bootstrap.Settings(cfg), Identity: id, Limits: limits, Groups: instance.Groups,
+		VPCCIDRs: instance.VPCCIDRs, Subnets: instance.Subnets, Restored: restored,
 		EC2: ec2, Network: host, Checkpointer: store, Clock: clock, Log: log,
 	})
 	if err != nil {
@@ -121,7 +121,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	})
 	group.Go(func() error { auditor.Run(ctx); return nil })
 	group.Go(func() error {
-		refresh(ctx, clock, "ranges of the VPC", log, func(ctx context.Context) error {
+		bootstrap.Refresh(ctx, clock, "ranges of the VPC", log, func(ctx context.Context) error {
 			cidrs, err := imds.VPCCIDRs(ctx)
 			if err == nil {
 				daemon.SetVPCCIDRs(cidrs)
@@ -146,33 +146,6 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	return errors.Join(err, <-stored)
 }
 
-// restore takes over the state that the last run left. What it cannot read it replaces by what the kernel knows.
-func restore(ctx context.Context, store *checkpoint.Store, clock clockwork.Clock, log *slog.Logger) (checkpoint.State, error) {
-	state, err := store.Load()
-	var notice *checkpoint.Notice
-	if !errors.As(err, &notice) {
-		return state, err
-	}
-	log.Error("state file", "error", notice)
-	if !notice.AllocationsLost {
-		return state, nil
-	}
-	// Without this an address of a living pod could be given to another one.
-	state.Allocations, err = audit.Rebuild(ctx, clock.Now())
-	if err != nil {
-		return checkpoint.State{}, fmt.Errorf("who lives on this node cannot be told: %w", err)
-	}
-	log.Warn("allocations rebuilt from the kernel", "allocations", len(state.Allocations))
-	return state, nil
-}
-
-func limitsOf(ctx context.Context, instanceType string, ec2 *awsutils.EC2) (awsutils.Limits, error) {
-	if limits, ok := awsutils.LimitsOf(instanceType); ok {
-		return limits, nil
-	}
-	return ec2.InstanceTypeLimits(ctx, instanceType)
-}
-
 func observer(m *metrics.Metrics) func(rpcserver.Call) {
 	return func(c rpcserver.Call) {
 		if c.Del {
@@ -192,38 +165,4 @@ func degraded(v ipamd.View) bool {
 		}
 	}
 	return !v.Ready || v.Verified.IsZero() || len(v.Refusals) > 0
-}
-
-// settings are the operator's choices in the daemon's terms.
-func settings(c config.Config) ipamd.Settings {
-	s := ipamd.Settings{
-		MaxENI:   c.MaxENI,
-		Cooldown: c.IPCooldown,
-		// 0 refuses at once here, and is the default there.
-		AddWait:        max(c.AddWait, 1),
-		IgnoreUntagged: !c.ManageUntaggedENIs,
-		ClusterName:    c.ClusterName,
-		ENITags:        c.AdditionalENITags,
-		Host: hostnet.Config{
-			ExcludeSNATCIDRs:     c.ExcludeSNATCIDRs,
-			ExternalServiceCIDRs: c.ExternalServiceCIDRs,
-			ExternalSNAT:         c.ExternalSNAT,
-			NodePort:             c.NodePort,
-			SNATRandom:           snatRandom[c.SNATRandom],
-			PrimaryMark:          c.PrimaryMark,
-			ENIMask:              c.ENIMask,
-			VethPrefix:           c.VethPrefix,
-			MTU:                  c.MTU,
-		},
-	}
-	s.Targets.WarmENI, s.Targets.WarmIP, s.Targets.MinimumIP = c.WarmENITarget, c.WarmIPTarget, c.MinimumIPTarget
-	// The proportions of warmpool's defaults, which POOL_SHRINK_DELAY's default gives.
-	s.Targets.MinENIAge, s.Targets.ShrinkDelay, s.Targets.RemovePace = c.ShrinkDelay, c.ShrinkDelay/2, c.ShrinkDelay/6
-	return s
-}
-
-var snatRandom = map[config.SNATRandom]hostnet.SNATRandom{
-	config.SNATRandomFully: hostnet.SNATRandomFully,
-	config.SNATRandomHash:  hostnet.SNATRandomHash,
-	config.SNATRandomNone:  hostnet.SNATRandomNone,
 }

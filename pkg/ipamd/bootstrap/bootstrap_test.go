@@ -1,4 +1,4 @@
-package main
+package bootstrap
 
 import (
 	"context"
@@ -16,8 +16,6 @@ import (
 
 	"vpccni/pkg/awsutils"
 	"vpccni/pkg/config"
-	"vpccni/pkg/ipamd"
-	"vpccni/pkg/ipamd/datastore"
 	"vpccni/pkg/ipamd/warmpool"
 	"vpccni/pkg/networkutils/hostnet"
 )
@@ -66,7 +64,7 @@ func TestDiscover(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				start := time.Now()
-				got, err := discover(t.Context(), &service{fails: tt.fails}, clockwork.NewRealClock(), slog.New(slog.DiscardHandler))
+				got, err := Discover(t.Context(), &service{fails: tt.fails}, clockwork.NewRealClock(), slog.New(slog.DiscardHandler))
 				if took := time.Since(start); took != tt.took {
 					t.Errorf("took %v, want %v", took, tt.took)
 				}
@@ -76,8 +74,8 @@ func TestDiscover(t *testing.T) {
 					}
 					return
 				}
-				if err != nil || got.identity.InstanceID != "i-1" || len(got.cidrs) != 1 || len(got.groups) != 1 ||
-					len(got.subnets) != 1 || got.subnets["subnet-1"].String() != "10.0.1.0/24" {
+				if err != nil || got.Identity.InstanceID != "i-1" || len(got.VPCCIDRs) != 1 || len(got.Groups) != 1 ||
+					len(got.Subnets) != 1 || got.Subnets["subnet-1"].String() != "10.0.1.0/24" {
 					t.Errorf("%+v, %v", got, err)
 				}
 			})
@@ -92,7 +90,7 @@ func TestRefresh(t *testing.T) {
 		calls := 0
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
-		refresh(ctx, clockwork.NewRealClock(), "things", slog.New(slog.NewTextHandler(&log, nil)), func(ctx context.Context) error {
+		Refresh(ctx, clockwork.NewRealClock(), "things", slog.New(slog.NewTextHandler(&log, nil)), func(ctx context.Context) error {
 			if _, bounded := ctx.Deadline(); !bounded {
 				t.Error("no deadline")
 			}
@@ -120,7 +118,7 @@ func TestSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := settings(cfg)
+	s := Settings(cfg)
 	if s.Targets.WarmIP != 3 || s.MaxENI != 2 || s.Cooldown != 5*time.Second || s.ClusterName != "c" || s.IgnoreUntagged {
 		t.Errorf("%+v", s)
 	}
@@ -139,34 +137,5 @@ func TestSettings(t *testing.T) {
 		if _, ok := snatRandom[mode]; !ok {
 			t.Errorf("no SNAT mode for %q", mode)
 		}
-	}
-}
-
-func TestDegraded(t *testing.T) {
-	t.Parallel()
-	fine := ipamd.View{Ready: true, Verified: time.Unix(1, 0), ENIs: []ipamd.ENIView{{Phase: datastore.Usable}}}
-	if degraded(fine) {
-		t.Error("fine, but degraded")
-	}
-	ill := fine
-	ill.ENIs = []ipamd.ENIView{{NotReady: "no link"}}
-	for name, v := range map[string]ipamd.View{"not ready": {Verified: fine.Verified}, "EC2 never answered": {Ready: true}, "an ENI": ill} {
-		if !degraded(v) {
-			t.Errorf("%s: not degraded", name)
-		}
-	}
-}
-
-func TestUsage(t *testing.T) {
-	for args, want := range map[string]int{"-version": exitOK, "-no-such-flag": exitUsage, "argument": exitUsage} {
-		if code := run([]string{args}, time.Now()); code != want {
-			t.Errorf("%s: exit code %d, want %d", args, code, want)
-		}
-	}
-	// Neither family is enabled.
-	t.Setenv("ENABLE_IPv4", "false")
-	t.Setenv("ENABLE_IPv6", "false")
-	if code := run(nil, time.Now()); code != exitUsage {
-		t.Errorf("contradictory environment: exit code %d", code)
 	}
 }

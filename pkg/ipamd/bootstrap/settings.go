@@ -1,0 +1,52 @@
+package bootstrap
+
+import (
+	"context"
+
+	"vpccni/pkg/awsutils"
+	"vpccni/pkg/config"
+	"vpccni/pkg/ipamd"
+	"vpccni/pkg/networkutils/hostnet"
+)
+
+// Settings are the operator's choices in the daemon's terms.
+func Settings(c config.Config) ipamd.Settings {
+	s := ipamd.Settings{
+		MaxENI:   c.MaxENI,
+		Cooldown: c.IPCooldown,
+		// 0 refuses at once here, and is the default there.
+		AddWait:        max(c.AddWait, 1),
+		IgnoreUntagged: !c.ManageUntaggedENIs,
+		ClusterName:    c.ClusterName,
+		ENITags:        c.AdditionalENITags,
+		Host: hostnet.Config{
+			ExcludeSNATCIDRs:     c.ExcludeSNATCIDRs,
+			ExternalServiceCIDRs: c.ExternalServiceCIDRs,
+			ExternalSNAT:         c.ExternalSNAT,
+			NodePort:             c.NodePort,
+			SNATRandom:           snatRandom[c.SNATRandom],
+			PrimaryMark:          c.PrimaryMark,
+			ENIMask:              c.ENIMask,
+			VethPrefix:           c.VethPrefix,
+			MTU:                  c.MTU,
+		},
+	}
+	s.Targets.WarmENI, s.Targets.WarmIP, s.Targets.MinimumIP = c.WarmENITarget, c.WarmIPTarget, c.MinimumIPTarget
+	// The proportions of warmpool's defaults, which POOL_SHRINK_DELAY's default gives.
+	s.Targets.MinENIAge, s.Targets.ShrinkDelay, s.Targets.RemovePace = c.ShrinkDelay, c.ShrinkDelay/2, c.ShrinkDelay/6
+	return s
+}
+
+var snatRandom = map[config.SNATRandom]hostnet.SNATRandom{
+	config.SNATRandomFully: hostnet.SNATRandomFully,
+	config.SNATRandomHash:  hostnet.SNATRandomHash,
+	config.SNATRandomNone:  hostnet.SNATRandomNone,
+}
+
+// LimitsOf returns the limits of an instance type, from EC2 if the type is younger than the table built in.
+func LimitsOf(ctx context.Context, instanceType string, ec2 *awsutils.EC2) (awsutils.Limits, error) {
+	if limits, ok := awsutils.LimitsOf(instanceType); ok {
+		return limits, nil
+	}
+	return ec2.InstanceTypeLimits(ctx, instanceType)
+}
