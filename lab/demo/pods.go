@@ -139,13 +139,7 @@ func (s *scene) shrink(ctx context.Context) error {
 		}
 		s.add("scale", "addresses kept warm on "+n.Name, fmt.Sprint(left), err)
 	}
-	for _, e := range s.cluster.Cloud().ENIs() {
-		if e.Status == "available" {
-			s.add("scale", "no ENI is left behind", "", fmt.Errorf("%s (%s) is", e.ID, e.Description))
-			return nil
-		}
-	}
-	s.add("scale", "no ENI is left behind", "0 available", nil)
+	s.expectNoneLeft()
 	return nil
 }
 
@@ -160,21 +154,49 @@ func (s *scene) addPod(ctx, add context.Context, node string, i int) (time.Durat
 	return pod.Took, err
 }
 
-// expectENIs waits until a node has so many ENIs, no more and no less.
-func (s *scene) expectENIs(node string, want int) {
-	const patience = 30 * time.Second
+// patience is how long the demonstration waits for the pool to become what it should be.
+const patience = 30 * time.Second
+
+// settle asks every few milliseconds until ok, and tells how long that took.
+func settle(ok func() bool) (time.Duration, bool) {
 	started := time.Now()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	got := s.attached(node)
-	for ; len(got) != want && time.Since(started) < patience; <-tick.C {
-		got = s.attached(node)
+	for ; !ok(); <-tick.C {
+		if time.Since(started) > patience {
+			return patience, false
+		}
 	}
+	return time.Since(started), true
+}
+
+// expectENIs waits until a node has so many ENIs, no more and no less.
+func (s *scene) expectENIs(node string, want int) {
+	took, ok := settle(func() bool { return len(s.attached(node)) == want })
 	var err error
-	if len(got) != want {
-		err = fmt.Errorf("want %d after %s", want, patience)
+	if !ok {
+		err = fmt.Errorf("want %d", want)
 	}
-	s.add("scale", fmt.Sprintf("ENIs of %s become %d", node, want), fmt.Sprintf("%d, after %.1f s", len(got), time.Since(started).Seconds()), err)
+	s.add("scale", fmt.Sprintf("ENIs of %s become %d", node, want), fmt.Sprintf("%d, after %.1f s", len(s.attached(node)), took.Seconds()), err)
+}
+
+// expectNoneLeft waits until every ENI that was detached is deleted.
+func (s *scene) expectNoneLeft() {
+	var left []string
+	took, ok := settle(func() bool {
+		left = nil
+		for _, e := range s.cluster.Cloud().ENIs() {
+			if e.Status == "available" {
+				left = append(left, e.ID)
+			}
+		}
+		return len(left) == 0
+	})
+	var err error
+	if !ok {
+		err = fmt.Errorf("%s are attached to nothing", strings.Join(left, ", "))
+	}
+	s.add("scale", "no ENI is left behind", fmt.Sprintf("%d available, after %.1f s", len(left), took.Seconds()), err)
 }
 
 // attached are a node's ENIs, however far attaching or detaching has come.

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"vpccni/lab/cluster"
+	"vpccni/lab/ec2"
 )
 
 // TestKillDuringBurstChaos kills ipamd at a random moment of a burst of 15 ADDs and starts it again. The lab does what
@@ -75,11 +77,9 @@ func killDuringBurst(t *testing.T, seed uint64) {
 	if held := allocations(t, n); len(held) > 0 {
 		t.Errorf("no pod is left, but these addresses are held: %v", held)
 	}
-	for _, e := range l.Cloud().ENIs() {
-		if e.Status == "available" {
-			t.Errorf("%s (%s) is attached to nothing", e.ID, e.Description)
-		}
-	}
+	eventually(t, 10*time.Second, "no ENI is attached to nothing", func() bool {
+		return !slices.ContainsFunc(l.Cloud().ENIs(), func(e ec2.ENI) bool { return e.Status == "available" })
+	})
 }
 
 // addUntilRunning does what a kubelet does for a pod: PodAdd deletes a sandbox that failed, and the next one is new.
