@@ -48,18 +48,25 @@ const setupReserve = 2 * time.Second
 // Setup wires the pod, or leaves nothing behind. A veth of the same name, which only an older sandbox of the same pod
 // can have left, is replaced. Nothing is written to the host after ctx's deadline, apart from what the kernel has
 // been handed before: by then the runtime may be starting the pod's next sandbox under the same names.
-func Setup(ctx context.Context, pod Pod) error { return setup(ctx, pod, dialer{}) }
+func Setup(ctx context.Context, pod Pod) error {
+	forward, cancel := withReserve(ctx, time.Now())
+	defer cancel()
+	return setup(forward, ctx, pod, dialer{})
+}
 
-func setup(ctx context.Context, pod Pod, dial dialer) error {
+// withReserve is ctx with an earlier deadline.
+func withReserve(ctx context.Context, now time.Time) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return ctx, func() {}
+	}
+	return context.WithDeadline(ctx, deadline.Add(-min(setupReserve, deadline.Sub(now)/4)))
+}
+
+// setup makes changes as long as forward lasts, and takes them back as long as back does.
+func setup(forward, back context.Context, pod Pod, dial dialer) error {
 	if err := pod.validate(); err != nil {
 		return err
-	}
-	forward := ctx
-	if deadline, ok := ctx.Deadline(); ok {
-		reserve := min(setupReserve, time.Until(deadline)/4)
-		var cancel context.CancelFunc
-		forward, cancel = context.WithDeadline(ctx, deadline.Add(-reserve))
-		defer cancel()
 	}
 	netns, err := os.Open(pod.Netns)
 	if err != nil {
@@ -79,7 +86,7 @@ func setup(ctx context.Context, pod Pod, dial dialer) error {
 	for i := range pod.Interfaces {
 		if err := w.add(forward, pod, i); err != nil {
 			err = fmt.Errorf("interface %s of the pod (host end %s): %w", pod.Interfaces[i].Name, pod.Interfaces[i].HostVeth, err)
-			return errors.Join(err, w.undo(ctx))
+			return errors.Join(err, w.undo(back))
 		}
 	}
 	return nil

@@ -139,7 +139,7 @@ func TestSetupSendsAFixedNumberOfBatches(t *testing.T) {
 		}
 	}}
 	if err := in(t, host, func(ctx context.Context) error {
-		return setup(ctx, podOf(netns, "c1", "web-0", "10.0.1.11/32"), dial)
+		return setup(ctx, ctx, podOf(netns, "c1", "web-0", "10.0.1.11/32"), dial)
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +235,7 @@ func TestNothingIsWrittenAfterTheDeadline(t *testing.T) {
 	err := host.Do(func() error {
 		ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
 		defer cancel()
-		return setup(ctx, podOf(netns, "c1", "web-0", "10.0.1.11/32"), dialer{observe: func(messages []message) {
+		return setup(ctx, ctx, podOf(netns, "c1", "web-0", "10.0.1.11/32"), dialer{observe: func(messages []message) {
 			t.Errorf("sent: %s", messages[0].what)
 		}})
 	})
@@ -248,22 +248,42 @@ func TestDeadlineDuringSetupIsRolledBack(t *testing.T) {
 	t.Parallel()
 	host, netns := nstest.New(t), nstest.New(t)
 	before := dump(host, "-4")
-	err := host.Do(func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
-		defer cancel()
-		forward := time.After(310 * time.Millisecond) // past the share of ctx that goes forward, a quarter before its end
+	err := in(t, host, func(ctx context.Context) error {
+		forward, expire := context.WithCancel(ctx)
+		defer expire()
 		batches := 0
-		return setup(ctx, podOf(netns, "c1", "web-0", "10.0.1.11/32"), dialer{observe: func([]message) {
+		return setup(forward, ctx, podOf(netns, "c1", "web-0", "10.0.1.11/32"), dialer{observe: func([]message) {
 			if batches++; batches == 2 {
-				<-forward
+				expire()
 			}
 		}})
 	})
-	if !errors.Is(err, context.DeadlineExceeded) {
+	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	if after := dump(host, "-4"); after != before {
 		t.Errorf("left behind: before\n%s\nafter\n%s", before, after)
+	}
+}
+
+func TestReserveForTheWayBack(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for left, want := range map[time.Duration]time.Duration{
+		90 * time.Second: 88 * time.Second, 8 * time.Second: 6 * time.Second, 4 * time.Second: 3 * time.Second, 0: 0,
+	} {
+		ctx, cancel := context.WithDeadline(t.Context(), now.Add(left))
+		forward, stop := withReserve(ctx, now)
+		if deadline, _ := forward.Deadline(); deadline.Sub(now) != want {
+			t.Errorf("with %s left, changes are made for %s, want %s", left, deadline.Sub(now), want)
+		}
+		stop()
+		cancel()
+	}
+	forward, stop := withReserve(t.Context(), now)
+	defer stop()
+	if _, ok := forward.Deadline(); ok {
+		t.Error("a deadline from nowhere")
 	}
 }
 
