@@ -66,6 +66,11 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		Source:      func() checkpoint.State { return daemon.Durable() },
 		Log:         log,
 	})
+	release, err := lock(ctx, store)
+	if err != nil {
+		return err
+	}
+	defer release()
 	restored, err := bootstrap.Restore(ctx, store, clock, log)
 	if err != nil {
 		return err
@@ -144,6 +149,15 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	err = group.Wait()
 	stopStoring()
 	return errors.Join(err, <-stored)
+}
+
+// lockTimeout is how long a predecessor may take to end: more than the grace period of its pod.
+const lockTimeout = 15 * time.Second
+
+func lock(ctx context.Context, store *checkpoint.Store) (release func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	return store.Lock(ctx)
 }
 
 func observer(m *metrics.Metrics) func(rpcserver.Call) {
