@@ -1,0 +1,108 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"vpccni/cmd/routed-eni-cni-plugin/ipamdtest"
+	"vpccni/pkg/networkutils/nstest"
+	"vpccni/rpc"
+)
+
+func TestRefusalsReachKubelet(t *testing.T) {
+	n := newNode(t, ipamdtest.Config{})
+	s := n.sandbox("c1", "web-0")
+	for _, tt := range []struct {
+		code, reason string
+		want         int
+	}{
+		{"AtLimit", "t3.medium: 3×(6−1) addresses, all held", 11},
+		{"Denied", "ec2:AssignPrivateIpAddresses is denied", 999},
+		{"InvalidRequest", "no container id", 999},
+	} {
+		n.ipamd.Configure(func(c *ipamdtest.Config) { c.Refusal.Code, c.Refusal.Reason = tt.code, tt.reason })
+		code, message := n.mustFail("ADD", s)
+		want := "add cmd: failed to assign an IP address to container: " + tt.code + ": " + tt.reason
+		if code != tt.want || message != want {
+			t.Errorf("got %d %q, want %d %q", code, message, tt.want, want)
+		}
+	}
+	if n.pods() != 0 || n.routes() != "" {
+		t.Errorf("left behind:\n%s", n.routes())
+	}
+}
+
+func TestFailedAddLeavesNothing(t *testing.T) {
+	taken := func(n *node, s *sandbox) {
+		ns := nstest.New(n.T)
+		ns.Run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other")
+		s.netns = ns.Path()
+	}
+	edit := func(change func(*rpc.AddNetworkReply)) func(*node, *sandbox) {
+		return func(n *node, _ *sandbox) {
+			n.ipamd.Configure(func(c *ipamdtest.Config) { c.Edit = change })
+		}
+	}
+	for name, tt := range map[string]struct {
+		breakIt  func(*node, *sandbox)
+		want     string
+		released bool // ipamd was asked, so it must be told
+	}{
+		"namespace is gone":       {func(_ *node, s *sandbox) { s.netns = "/run/netns/gone" }, "no such file", false},
+		"namespace is no netns":   {func(_ *node, s *sandbox) { s.netns = "/dev/null" }, "invalid argument", true},
+		"name is taken":           {taken, "file exists", true},
+		"answer without address":  {edit(func(r *rpc.AddNetworkReply) { r.IPAllocationMetadata = nil }), "no address", true},
+		"answer with bad address": {edit(func(r *rpc.AddNetworkReply) { r.IPAllocationMetadata[0] = &rpc.IPAllocationMetadata{} }), "no usable address", true},
+		"branch ENI":              {edit(func(r *rpc.AddNetworkReply) { r.PodVlanId = 7 }), "branch ENI", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, ipamdtest.Config{})
+			s := n.sandbox("c1", "web-0")
+			tt.breakIt(n, &s)
+			code, message := n.mustFail("ADD", s)
+			if code != 999 || !strings.Contains(message, tt.want) {
+				t.Errorf("got %d %q", code, message)
+			}
+			if n.pods() != 0 || n.routes() != "" || n.ipamd.Held() != 0 {
+				t.Errorf("left behind: %d veths, %d addresses, routes %q", n.pods(), n.ipamd.Held(), n.routes())
+			}
+			if dels := n.ipamd.Dels(); tt.released != (len(dels) == 1 && dels[0].GetReason() == "SetupNSFailed") {
+				t.Errorf("ipamd was told %v", dels)
+			}
+		})
+	}
+}
+
+func TestMalformedInput(t *testing.T) {
+	n := newNode(t, ipamdtest.Config{})
+	conf := func(more string) string {
+		return `{"cniVersion":"0.4.0","name":"aws-cni","type":"aws-cni","pluginLogFile":"` + n.log + `"` + more + `}`
+	}
+	for name, tt := range map[string]struct {
+		conf, args string
+		code       int
+	}{
+		"no JSON":             {conf: `{`, code: 6},
+		"no name":             {conf: `{"cniVersion":"0.4.0"}`, code: 7},
+		"unknown version":     {conf: `{"cniVersion":"9.9.9","name":"aws-cni"}`, code: 1},
+		"long veth prefix":    {conf: conf(`,"vethPrefix":"toolong"`), code: 7},
+		"empty veth prefix":   {conf: conf(`,"vethPrefix":""`), code: 7},
+		"veth prefix is path": {conf: conf(`,"vethPrefix":"../"`), code: 7},
+		"MTU is a number":     {conf: conf(`,"mtu":9001`), code: 6},
+		"bad prevResult":      {conf: conf(`,"prevResult":{"cniVersion":"0.4.0","ips":7}`), code: 6},
+		"unknown argument":    {conf: conf(``), args: "COLOUR=red", code: 999},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, command := range []string{"ADD", "DEL"} {
+				s := n.sandbox("c1", "web-0")
+				s.conf, s.args = tt.conf, tt.args
+				if code, message := n.mustFail(command, s); code != tt.code {
+					t.Errorf("%s: got %d %q, want %d", command, code, message, tt.code)
+				}
+			}
+		})
+	}
+	if adds, dels := n.ipamd.Adds(), n.ipamd.Dels(); len(adds)+len(dels) != 0 {
+		t.Errorf("ipamd was asked: %v %v", adds, dels)
+	}
+}
