@@ -19,7 +19,7 @@ type commits struct {
 	next    batch
 	unsaved bool      // something changed that nobody waits for
 	failed  bool      // the last commit failed
-	notTill time.Time // while unsaved and failed: no commit before
+	notTill time.Time // after a failure: no commit before, unless a request waits
 	// commitAt is when a commit that nobody waits for is due again.
 	commitAt time.Time
 }
@@ -31,14 +31,15 @@ type batch struct {
 	ops  []*operation // to begin their calls
 }
 
-func (b batch) empty() bool { return len(b.adds)+len(b.dels)+len(b.ops) == 0 }
+// urgent tells whether a request waits for the commit.
+func (b batch) urgent() bool { return len(b.adds)+len(b.dels) > 0 }
 
 func (c *controller) commitIfDue(now time.Time) {
 	c.commitAt = time.Time{}
-	if c.current != nil || c.next.empty() && !c.unsaved {
+	if c.current != nil || !c.next.urgent() && len(c.next.ops) == 0 && !c.unsaved {
 		return
 	}
-	if c.next.empty() && c.failed && now.Before(c.notTill) {
+	if !c.next.urgent() && c.failed && now.Before(c.notTill) {
 		c.commitAt = c.notTill
 		return
 	}
@@ -67,9 +68,13 @@ func (c *controller) committed(err error, now time.Time) {
 		c.delCommitted(d, err)
 	}
 	for _, op := range b.ops {
-		// The intent only saves the search for an ENI that a crash left behind, which the next start makes anyway if
-		// the journal is damaged. Pods must not wait for a disk.
-		if c.ops[op.id] == op {
+		switch {
+		case c.ops[op.id] != op:
+		case err != nil:
+			// An ENI that the journal does not know of is leaked by a crash, and no pod can be given its addresses
+			// while nothing can be made durable.
+			c.next.ops = append(c.next.ops, op)
+		default:
 			c.begin(op, now)
 		}
 	}

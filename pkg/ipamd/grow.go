@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"vpccni/pkg/awsutils"
+	"vpccni/pkg/ipamd/checkpoint"
 	"vpccni/pkg/ipamd/datastore"
 	"vpccni/pkg/ipamd/warmpool"
 )
@@ -63,18 +64,20 @@ func (c *controller) createAnswered(op *operation, ev evCalled, now time.Time) {
 	if ev.err == nil {
 		ev.err = fmt.Errorf("CreateENI returned %d ENIs", len(ev.enis))
 	}
-	switch class := awsutils.Classify(ev.err); {
-	case class == awsutils.Timeout && op.tries < maxCreate:
+	class := awsutils.Classify(ev.err)
+	op.unsure = op.unsure || class == awsutils.Timeout
+	if op.unsure && (class == awsutils.Timeout || class == awsutils.Throttled) && op.tries < maxCreate {
 		// The same token gives the same ENI, if there is one.
 		c.again(op, class, now)
-	case class == awsutils.Timeout, class == awsutils.IdempotentMismatch:
-		c.refused(warmpool.OpCreate, op.spec.SubnetID, op.n, ev.err, now)
-		c.scanSoon(now)
-		c.end(op)
-	default:
-		c.refused(warmpool.OpCreate, op.spec.SubnetID, op.n, ev.err, now)
-		c.end(op)
+		return
 	}
+	c.refused(warmpool.OpCreate, op.spec.SubnetID, op.n, ev.err, now)
+	if op.unsure || class == awsutils.IdempotentMismatch {
+		// There may be an ENI that nobody knows. Its intent stays until it has been looked for.
+		c.inherited = append(c.inherited, checkpoint.Intent{Kind: op.intent(), Token: op.spec.Token, Since: now})
+		c.scanSoon(now)
+	}
+	c.end(op)
 }
 
 func (c *controller) attachAnswered(op *operation, ev evCalled, now time.Time) {
@@ -144,7 +147,7 @@ func (c *controller) compensate(op *operation, now time.Time) {
 func (c *controller) attached(op *operation, attachment string, now time.Time) {
 	eni := op.created
 	eni.Device, eni.Card, eni.AttachmentID, eni.InstanceID = op.device, c.card, attachment, c.id.InstanceID
-	eni.Type = "interface"
+	eni.Type, eni.Description, eni.Tags = "interface", op.spec.Description, op.spec.Tags
 	c.lastGrowth = now
 	if e := c.enis[eni.ID]; e != nil {
 		c.end(op) // a Describe was faster
@@ -154,7 +157,7 @@ func (c *controller) attached(op *operation, attachment string, now time.Time) {
 	c.enis[e.ID] = e
 	c.end(op)
 	c.hold(e, now)
-	c.startProtect(e, now)
+	c.protect(e, now)
 	c.startLink(e, now)
 }
 
@@ -187,13 +190,22 @@ func single(ip netip.Addr) netip.Prefix { return netip.PrefixFrom(ip, ip.BitLen(
 func (c *controller) addBlock(eni string, p netip.Prefix, now time.Time) {
 	if _, err := c.store.AddBlock(eni, p, now); err != nil {
 		c.log(slog.LevelError, "address cannot be used", "eni", eni, "address", p, "error", err)
+		c.resyncSoon(now)
 		return
 	}
 	c.dirty, c.unsaved = true, true
 }
 
-// startProtect has the ENI deleted with the instance.
-func (c *controller) startProtect(e *iface, now time.Time) {
+// protect has an ENI that this node created deleted with the instance.
+func (c *controller) protect(e *iface, now time.Time) {
+	if !e.managed || e.DeleteOnTermination || e.AttachmentID == "" || e.ID == c.id.PrimaryENI || !c.own(e.ENI) {
+		return
+	}
+	for _, op := range c.ops {
+		if op.kind == opProtect && op.eni == e.ID {
+			return
+		}
+	}
 	op := c.newOp(opProtect, stageCall, now)
 	op.eni, op.attach = e.ID, e.AttachmentID
 	c.begin(op, now)

@@ -74,6 +74,8 @@ type EC2 interface {
 	Addresses
 }
 
+var _ EC2 = (*awsutils.EC2)(nil)
+
 // Network is the host's network.
 type Network interface {
 	// WaitLink returns once an interface with this MAC address is there, or with the context's error.

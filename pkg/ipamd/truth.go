@@ -149,7 +149,9 @@ func (c *controller) adopt(enis []awsutils.ENI, issued, now time.Time) {
 			c.resyncAt = now.Add(2 * settleTime)
 		default:
 			e.AttachmentID, e.Description, e.Tags, e.Type = d.AttachmentID, d.Description, d.Tags, d.Type
+			e.DeleteOnTermination = d.DeleteOnTermination
 			c.compare(e, d, now)
+			c.protect(e, now)
 		}
 	}
 	for _, e := range c.sorted() {
@@ -188,9 +190,7 @@ func (c *controller) meet(d awsutils.ENI, now time.Time) {
 			c.log(slog.LevelError, "ENI cannot be used", "eni", e.ID, "error", e.notReady)
 			return
 		}
-		if c.own(d) && !d.DeleteOnTermination && d.ID != c.id.PrimaryENI && d.AttachmentID != "" {
-			c.startProtect(e, now)
-		}
+		c.protect(e, now)
 		if d.Status == statusAttaching {
 			c.startLink(e, now)
 			return

@@ -32,7 +32,7 @@ func (s *Store) AddBlock(id string, cidr netip.Prefix, now time.Time) (bool, err
 			return false, fmt.Errorf("%s: %s contains %s, which %w on %s", id, cidr, x.Address, ErrPrimary, x.ID)
 		}
 	}
-	if other := s.overlapping(cidr); other != nil {
+	if other := s.overlapping(cidr); other != nil && !s.left(other) {
 		return false, fmt.Errorf("%s: %s overlaps %s of %s: %w", id, cidr, other.cidr, other.eni.ID, ErrExists)
 	}
 	b := &block{cidr: cidr, eni: e, size: blockSize(cidr), next: cidr.Addr()}
@@ -60,6 +60,17 @@ func (s *Store) overlapping(cidr netip.Prefix) *block {
 		}
 	}
 	return nil
+}
+
+// left drops a block that is on its way back to EC2 and turns up elsewhere: EC2 has taken it back, although that
+// answer is still out.
+func (s *Store) left(b *block) bool {
+	if b.state != leaving {
+		return false
+	}
+	s.forget(b)
+	delete(b.eni.blocks, b.cidr)
+	return true
 }
 
 func blockSize(cidr netip.Prefix) int {

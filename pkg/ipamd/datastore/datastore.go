@@ -208,7 +208,7 @@ func (s *Store) AddENI(d ENI) error {
 	if s.byID[d.ID] != nil {
 		return fmt.Errorf("%s: %w", d.ID, ErrExists)
 	}
-	if a := s.addrs[d.Address]; a != nil || s.blockOf(d.Address) != nil {
+	if b := s.blockOf(d.Address); b != nil && !s.left(b) {
 		return fmt.Errorf("%s: own address %s is in the pool of another ENI: %w", d.ID, d.Address, ErrExists)
 	}
 	e := &eni{ENI: d, phase: Discovered, blocks: map[netip.Prefix]*block{},

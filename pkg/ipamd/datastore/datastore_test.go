@@ -285,6 +285,33 @@ func TestReserveAndReturn(t *testing.T) {
 	check(t, s)
 }
 
+func TestAddressMovesWhileItsReturnIsUnanswered(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, 1, 0)
+	got := s.Reserve("eni-0", 1, t0)
+	if added, err := s.AddBlock("eni-1", got[0], t0); err != nil || !added {
+		t.Fatalf("%v %v", added, err)
+	}
+	must(t, s.RemoveBlocks("eni-0", got)) // the late answer
+	s.ReadyBlocks("eni-1", got, t0)
+	if a := s.mustAssign(t, 1, t0); a.ENI != "eni-1" {
+		t.Errorf("on %s", a.ENI)
+	}
+	check(t, s)
+}
+
+func TestAddressBecomesAnENIsOwnWhileItsReturnIsUnanswered(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, 1)
+	got := s.Reserve("eni-0", 1, t0)
+	must(t, s.AddENI(ENI{ID: "eni-1", Device: 1, Address: got[0].Addr()}))
+	s.Unreserve("eni-0", got, t0)
+	if _, _, err := s.Assign(key(1), Meta{}, t0); !errors.Is(err, ErrNoAddress) {
+		t.Errorf("%v", err)
+	}
+	check(t, s)
+}
+
 func TestQuarantine(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, 1)

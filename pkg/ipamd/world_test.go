@@ -1,0 +1,553 @@
+package ipamd
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"vpccni/pkg/awsutils"
+	"vpccni/pkg/ipamd/checkpoint"
+	"vpccni/pkg/ipamd/datastore"
+	"vpccni/pkg/ipamd/warmpool"
+)
+
+// world is a node in one thread: a controller, the cloud, a host, a disk and a kubelet that starts and stops pods. What
+// the controller wants done is done in random order and at random times, may fail or lose its answer, and the
+// controller may die between any two of them. Whatever happens is checked at once.
+type world struct {
+	r        *rand.Rand
+	now      time.Time
+	opts     Options
+	cloud    *cloud
+	host     *host
+	disk     checkpoint.State
+	ctrl     *controller
+	pending  []pending
+	timer    time.Time
+	pods     map[int]*simPod
+	adds     map[uint64]int
+	dels     map[uint64]int
+	lastID   uint64
+	lastPod  int
+	deaths   int
+	effects  int // carried out since the start
+	dieAt    int // effect before which the controller dies; 0: never
+	faulty   bool
+	problems []string
+	trace    []string
+}
+
+type pending struct {
+	at time.Time
+	e  effect
+}
+
+// simPod is a pod as the kubelet knows it.
+type simPod struct {
+	n     int
+	state string // adding, running, deleting
+	addr  netip.Addr
+}
+
+func newWorld(seed uint64, targets warmpool.Targets) *world {
+	w := &world{r: rand.New(rand.NewPCG(seed, 3)), now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), cloud: newCloud(3, 6),
+		pods: map[int]*simPod{}}
+	w.cloud.reuse = w.r.IntN(2) == 0
+	w.cloud.attachDelay, w.cloud.detachDelay = 4*time.Second, 3*time.Second
+	w.host = &host{cloud: w.cloud}
+	w.opts = testOptions(w.cloud, targets)
+	w.cloud.faults = func(string, int) fault {
+		if !w.faulty {
+			return fault{}
+		}
+		switch w.r.IntN(40) {
+		case 0:
+			return fault{err: awsError("RequestLimitExceeded")}
+		case 1:
+			return fault{err: context.DeadlineExceeded}
+		case 2:
+			return fault{lost: true}
+		}
+		return fault{}
+	}
+	return w
+}
+
+func (w *world) problem(format string, args ...any) {
+	w.problems = append(w.problems, fmt.Sprintf(format, args...))
+}
+
+// boot starts a controller from what is on disk.
+func (w *world) boot() {
+	o := w.opts
+	o.Restored = w.disk
+	w.ctrl = newController(o, rand.New(rand.NewPCG(w.r.Uint64(), 1)))
+	w.pending, w.timer = nil, time.Time{}
+	w.adds, w.dels = map[uint64]int{}, map[uint64]int{}
+	w.step(evStart{})
+}
+
+// die ends the controller. Calls under way reach EC2, or not.
+func (w *world) die() {
+	w.deaths++
+	w.trace = append(w.trace, "DIES")
+	for _, p := range w.pending {
+		if call, ok := p.e.(effCall); ok && w.r.IntN(2) == 0 {
+			w.call(call.call)
+		}
+		if _, ok := p.e.(effCommit); ok && w.r.IntN(2) == 0 {
+			w.disk = w.ctrl.durable(w.now)
+		}
+	}
+	w.boot()
+	// What a kubelet does with a sandbox whose ADD failed: DEL, then a new sandbox.
+	for _, n := range w.podIDs() {
+		switch w.pods[n].state {
+		case "adding":
+			w.del(n)
+			w.add()
+		case "deleting":
+			w.del(n)
+		}
+	}
+}
+
+func (w *world) podIDs() []int {
+	var ids []int
+	for n := range w.pods {
+		ids = append(ids, n)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func (w *world) add() {
+	w.lastPod++
+	n := w.lastPod
+	w.pods[n] = &simPod{n: n, state: "adding"}
+	w.lastID++
+	w.adds[w.lastID] = n
+	w.step(evAdd{id: w.lastID, req: pod(n)})
+}
+
+func (w *world) del(n int) {
+	w.pods[n].state = "deleting"
+	w.lastID++
+	w.dels[w.lastID] = n
+	w.step(evDel{id: w.lastID, req: DelRequest{Sandbox: pod(n).Sandbox}})
+}
+
+// step takes an event to the controller and keeps what it wants done.
+func (w *world) step(ev event) {
+	w.trace = append(w.trace, fmt.Sprintf("%s %T", w.now.Format("05.000"), ev))
+	for _, e := range w.ctrl.step(ev, w.now) {
+		took := time.Duration(w.r.IntN(400)) * time.Millisecond
+		switch e := e.(type) {
+		case effTimer:
+			w.timer = e.at
+		case effAdd:
+			w.added(e)
+		case effDel:
+			w.deleted(e)
+		case effReady:
+		case effLog:
+			w.trace = append(w.trace, fmt.Sprintf("  %s %v", e.msg, e.args))
+			if e.level >= slog.LevelError && e.msg != "state not durable" {
+				w.problem("%s %v", e.msg, e.args)
+			}
+		case effCommit:
+			w.pending = append(w.pending, pending{w.now.Add(took / 100), e})
+		case effCall:
+			if e.method == callWaitLink {
+				if there, at := w.cloud.hasLink(e.mac, w.now); !there && !at.IsZero() {
+					took += at.Sub(w.now)
+				}
+			}
+			w.pending = append(w.pending, pending{w.now.Add(took), e})
+		default:
+			w.pending = append(w.pending, pending{w.now.Add(took), e})
+		}
+	}
+}
+
+func (w *world) added(e effAdd) {
+	n := w.adds[e.id]
+	delete(w.adds, e.id)
+	p := w.pods[n]
+	ended := evAddEnded{id: e.id, key: pod(n).key(), delivered: e.err == nil}
+	if e.err == nil && (p == nil || p.state != "adding") {
+		w.problem("pod %d, which nobody waits for, gets %s", n, e.reply.Address)
+	}
+	if e.err == nil && w.r.IntN(12) == 0 {
+		ended.delivered = false // the caller is gone
+	}
+	if p != nil && p.state == "adding" {
+		if ended.delivered {
+			p.state, p.addr = "running", e.reply.Address
+			w.checkPod(p, e.reply)
+		} else {
+			p.state = "failed"
+		}
+	}
+	// The report is a later event.
+	w.pending = append(w.pending, pending{w.now, effEnded{ended}})
+}
+
+// effEnded is the report of an ADD's caller, as something to do.
+type effEnded struct{ evAddEnded }
+
+func (effEnded) isEffect() {}
+
+func (w *world) deleted(e effDel) {
+	n := w.dels[e.id]
+	delete(w.dels, e.id)
+	if e.err != nil && !errors.Is(e.err, datastore.ErrUnknownPod) {
+		return // the kubelet will try again
+	}
+	if p := w.pods[n]; p != nil && p.state == "deleting" {
+		delete(w.pods, n)
+	}
+}
+
+// checkPod: a pod's address is nobody else's, on this node in EC2, and wired.
+func (w *world) checkPod(p *simPod, reply AddReply) {
+	for _, n := range w.podIDs() {
+		if o := w.pods[n]; o != p && o.state == "running" && o.addr == p.addr {
+			w.problem("%s is held by pods %d and %d", p.addr, o.n, p.n)
+		}
+	}
+	wired := false
+	for _, e := range w.host.cfg.ENIs {
+		wired = wired || slices.Contains(e.Pool, single(p.addr)) && e.Device == reply.Device
+	}
+	if !wired {
+		w.problem("%s of pod %d is not wired", p.addr, p.n)
+	}
+	if w.eniOf(p.addr) == nil {
+		w.problem("%s of pod %d is on no ENI of the node", p.addr, p.n)
+	}
+}
+
+func (w *world) eniOf(ip netip.Addr) *awsutils.ENI {
+	for _, e := range w.cloud.enis {
+		if e.InstanceID == testInstance && e.Status != "detaching" && slices.Contains(e.Secondary, ip) {
+			return e
+		}
+	}
+	return nil
+}
+
+// call makes a call at the cloud; before that it looks whether it takes something from a running pod.
+func (w *world) call(c call) (r result) {
+	for _, n := range w.podIDs() {
+		p := w.pods[n]
+		if p.state != "running" {
+			continue
+		}
+		e := w.eniOf(p.addr)
+		if c.method == callUnassign && slices.Contains(c.addrs, p.addr) || e != nil &&
+			(c.method == callDetach && e.AttachmentID == c.attachment || c.method == callDelete && e.ID == c.eni) {
+			w.problem("%s takes %s from pod %d", c.method, p.addr, n)
+		}
+	}
+	now := w.now
+	switch c.method {
+	case callDescribe:
+		r.enis, r.err = w.cloud.describe(string(c.method), now, func(e *awsutils.ENI) bool { return e.InstanceID == testInstance })
+	case callDescribeByID:
+		r.enis, r.err = w.cloud.describe(string(c.method), now, func(e *awsutils.ENI) bool { return e.ID == c.eni })
+	case callDescribeByTag:
+		r.enis, r.err = w.cloud.describe(string(c.method), now, func(e *awsutils.ENI) bool { return e.Tags[tagInstance] == testInstance })
+	case callCreate:
+		var e awsutils.ENI
+		if e, r.err = w.cloud.create(c.spec, now); r.err == nil {
+			r.enis = []awsutils.ENI{e}
+		}
+	case callAttach:
+		r.attachment, r.err = w.cloud.attach(c.eni, testInstance, c.device, now)
+	case callProtect:
+		r.err = w.cloud.protect(c.eni, c.attachment, now)
+	case callDetach:
+		r.err = w.cloud.detach(c.attachment, now)
+	case callDelete:
+		r.err = w.cloud.remove(c.eni, now)
+	case callAssign:
+		r.addrs, r.err = w.cloud.assign(c.eni, c.n, now)
+	case callUnassign:
+		r.err = w.cloud.unassign(c.eni, c.addrs, now)
+	case callWaitLink:
+		if there, _ := w.cloud.hasLink(c.mac, now); !there {
+			r.err = context.DeadlineExceeded
+		}
+	}
+	w.trace = append(w.trace, fmt.Sprintf("%s   %s %s %v -> %v", now.Format("05.000"), c.method, c.eni, c.addrs, r.err))
+	return r
+}
+
+// next does what is due next. False if nothing is.
+func (w *world) next() bool {
+	best := -1
+	for i, p := range w.pending {
+		if best < 0 || p.at.Before(w.pending[best].at) {
+			best = i
+		}
+	}
+	if best < 0 || !w.timer.IsZero() && w.timer.Before(w.pending[best].at) {
+		if w.timer.IsZero() {
+			return false
+		}
+		w.now = later(w.now, w.timer)
+		w.timer = time.Time{}
+		w.step(evTimer{})
+		return true
+	}
+	p := w.pending[best]
+	w.now = later(w.now, p.at)
+	w.effects++
+	if w.dieAt > 0 && w.effects == w.dieAt {
+		w.die()
+		return true
+	}
+	w.pending = slices.Delete(w.pending, best, best+1)
+	switch e := p.e.(type) {
+	case effCall:
+		w.step(evCalled{e.call, w.call(e.call)})
+	case effApply:
+		report, err := w.host.apply(e.cfg, w.now)
+		w.step(evApplied{e.cfg, report, err})
+	case effCommit:
+		if w.faulty && w.r.IntN(60) == 0 {
+			w.step(evCommitted{errors.New("disk full")})
+			break
+		}
+		w.disk = w.ctrl.durable(w.now)
+		w.step(evCommitted{})
+	case effEnded:
+		w.step(e.evAddEnded)
+	}
+	return true
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// run passes time.
+func (w *world) run(d time.Duration) {
+	end := w.now.Add(d)
+	for len(w.problems) == 0 {
+		at := w.timer
+		for _, p := range w.pending {
+			if at.IsZero() || p.at.Before(at) {
+				at = p.at
+			}
+		}
+		if at.IsZero() || at.After(end) {
+			break
+		}
+		w.next()
+	}
+	w.now = end
+}
+
+// retry does what the kubelet does about pods that failed: DEL until it succeeds.
+func (w *world) retry() {
+	for _, n := range w.podIDs() {
+		if s := w.pods[n].state; s == "failed" || s == "deleting" {
+			w.del(n)
+		}
+	}
+}
+
+// rest stops the load and checks what must hold when everything has settled.
+func (w *world) rest() {
+	w.faulty = false
+	for range 3 {
+		w.run(time.Minute)
+		w.retry()
+	}
+	w.run(20 * time.Minute)
+	calls := w.cloud.total()
+	w.run(12 * time.Hour)
+	if n := w.cloud.total(); n != calls {
+		w.problem("%d calls although nothing happens: %v", n-calls, w.cloud.log[len(w.cloud.log)-min(8, n-calls):])
+	}
+	running := map[netip.Addr]bool{}
+	for _, n := range w.podIDs() {
+		p := w.pods[n]
+		if p.state != "running" {
+			w.problem("pod %d is %s at rest", n, p.state)
+			continue
+		}
+		running[p.addr] = true
+		if e := w.eniOf(p.addr); e == nil {
+			w.problem("%s of pod %d is on no ENI of the node", p.addr, n)
+		}
+	}
+	for _, a := range w.ctrl.store.Allocations() {
+		if !running[a.Address] {
+			w.problem("%s is held by %s, which does not run", a.Address, a.ContainerID)
+		}
+		delete(running, a.Address)
+	}
+	for ip := range running {
+		w.problem("%s of a running pod is not in the ledger", ip)
+	}
+	ledger := map[string][]netip.Prefix{}
+	for _, e := range w.ctrl.store.Snapshot(w.now).ENIs {
+		ledger[e.ID] = w.ctrl.store.Pool(e.ID)
+		if e.Phase != datastore.Usable || e.Arriving+e.Leaving+e.Quarantined > 0 {
+			w.problem("%s is %s at rest: %+v", e.ID, e.Phase, e.Counts)
+		}
+	}
+	for id, e := range w.cloud.enis {
+		if e.InstanceID == "" {
+			w.problem("%s is leaked", id)
+			continue
+		}
+		if !e.DeleteOnTermination {
+			w.problem("%s would outlive the node", id)
+		}
+		var want []netip.Prefix
+		for _, ip := range clone(e).Secondary {
+			want = append(want, single(ip))
+		}
+		if !slices.Equal(want, ledger[id]) {
+			w.problem("%s has %v in EC2 and %v in the ledger", id, want, ledger[id])
+		}
+		delete(ledger, id)
+	}
+	if len(ledger) > 0 {
+		w.problem("ENIs in the ledger only: %v", ledger)
+	}
+	if got := w.ctrl.durable(w.now); len(got.Journal.Intents) > 0 || len(w.ctrl.ops) > 0 {
+		w.problem("under way at rest: %+v", got.Journal.Intents)
+	}
+}
+
+func (w *world) report(t *testing.T, name string) {
+	t.Helper()
+	if len(w.problems) == 0 {
+		return
+	}
+	from := max(0, len(w.trace)-200)
+	t.Fatalf("%s: %s\nthe last of it:\n%s", name, strings.Join(w.problems, "\n"), strings.Join(w.trace[from:], "\n"))
+}
+
+// story grows from nothing to a full node and shrinks again: every kind of call, commit and apply is in it.
+func (w *world) story() {
+	w.boot()
+	w.run(2 * time.Second)
+	for range 7 {
+		w.add()
+		w.run(300 * time.Millisecond)
+	}
+	w.run(10 * time.Second)
+	for range 7 {
+		w.add()
+	}
+	w.run(90 * time.Second)
+	for i, n := range w.podIDs() {
+		if i%7 != 0 && w.pods[n].state == "running" {
+			w.del(n)
+			w.run(50 * time.Millisecond)
+		}
+	}
+	w.run(5 * time.Minute)
+	w.rest()
+}
+
+// TestDeathBetweenAnyTwoEffects kills the controller before each effect of a whole story: with addresses given back
+// one by one, and with whole ENIs.
+func TestDeathBetweenAnyTwoEffects(t *testing.T) {
+	t.Parallel()
+	for name, targets := range map[string]warmpool.Targets{"E1": {WarmENI: 1}, "W2M4": {WarmIP: 2, MinimumIP: 4}} {
+		w := newWorld(1, targets)
+		w.story()
+		w.report(t, name)
+		points := w.effects
+		if points < 60 {
+			t.Fatalf("%s: only %d effects in the story", name, points)
+		}
+		t.Logf("%s: %d points", name, points)
+		for at := 1; at <= points; at++ {
+			for seed := range uint64(2) {
+				w := newWorld(1+100*seed, targets)
+				w.dieAt = at
+				w.story()
+				w.report(t, fmt.Sprintf("%s: death before effect %d, seed %d", name, at, seed))
+			}
+		}
+	}
+}
+
+var (
+	firstWorld = flag.Uint64("world", 0, "seed of the first random world; 0: any")
+	manyWorlds = flag.Int("worlds", 400, "how many random worlds")
+)
+
+// TestRandomWorlds runs random loads with failing calls, lost answers, failing commits and deaths.
+func TestRandomWorlds(t *testing.T) {
+	t.Parallel()
+	base := rand.Uint64()
+	if *firstWorld != 0 {
+		base = *firstWorld
+	}
+	t.Logf("base seed %d", base)
+	for i := range *manyWorlds {
+		seed := base + uint64(i)
+		r := rand.New(rand.NewPCG(seed, 9))
+		var targets warmpool.Targets
+		if r.IntN(2) == 0 {
+			targets.WarmENI = r.IntN(3)
+		} else {
+			targets.WarmIP, targets.MinimumIP = r.IntN(5), r.IntN(8)
+		}
+		w := newWorld(seed, targets)
+		w.faulty = r.IntN(3) > 0
+		w.boot()
+		for range 60 {
+			switch r.IntN(8) {
+			case 0, 1, 2:
+				for range 1 + r.IntN(5) {
+					w.add()
+				}
+			case 3, 4:
+				for _, n := range w.podIDs() {
+					if w.pods[n].state == "running" && r.IntN(3) == 0 {
+						w.del(n)
+					}
+				}
+			case 5:
+				w.retry()
+			case 6:
+				for _, n := range w.podIDs() { // a DEL overtakes its ADD
+					if w.pods[n].state == "adding" && r.IntN(3) == 0 {
+						w.del(n)
+					}
+				}
+			case 7:
+				if r.IntN(4) == 0 {
+					w.die()
+				}
+			}
+			w.run(time.Duration(r.IntN(12000)) * time.Millisecond)
+			if len(w.problems) > 0 {
+				break
+			}
+		}
+		w.rest()
+		w.report(t, fmt.Sprintf("seed %d", seed))
+	}
+}
