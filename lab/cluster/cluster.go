@@ -22,19 +22,19 @@ import (
 	"vpccni/lab/sandbox"
 )
 
-// shareDir is where nodes find ShareDir's files, and CAFile the certificate of the lab's authority.
+// CAFile is where nodes find the certificate of the lab's authority.
+const CAFile = shareDir + "/" + caName
+
 const (
 	shareDir = "/opt/vpclab/share"
-	CAFile   = shareDir + "/ca.pem"
+	caName   = "ca.pem"
 )
-
-// ShareDir is the sandbox's directory with what every node can read.
-var ShareDir = filepath.Join(sandbox.StateDir, "share")
 
 // Cluster is a running lab. Its methods may be called concurrently.
 type Cluster struct {
 	spec  Spec
 	log   *slog.Logger
+	dir   string // of the sandbox, for the files of this cluster
 	vpc   *vpc
 	nodes []*Node
 
@@ -67,11 +67,19 @@ func New(ctx context.Context, spec Spec, hooks Hooks) (*Cluster, error) {
 			return nil, err
 		}
 	}
-	v, err := newVPC(spec, hooks.Log)
+	if err := os.MkdirAll(sandbox.StateDir, 0o755); err != nil {
+		return nil, err
+	}
+	// One sandbox can have several clusters, as in tests, with nodes of the same names.
+	dir, err := os.MkdirTemp(sandbox.StateDir, spec.Name+"-")
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{spec: spec, log: hooks.Log, vpc: v, sandboxes: map[string]*podSandbox{}}
+	v, err := newVPC(spec, hooks.Log)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	c := &Cluster{spec: spec, log: hooks.Log, dir: dir, vpc: v, sandboxes: map[string]*podSandbox{}}
 	if err := c.start(ctx, hooks.Progress); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -79,10 +87,10 @@ func New(ctx context.Context, spec Spec, hooks Hooks) (*Cluster, error) {
 }
 
 func (c *Cluster) start(ctx context.Context, progress func(string, ...any)) error {
-	if err := os.MkdirAll(ShareDir, 0o755); err != nil {
+	if err := os.Mkdir(c.share(), 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(ShareDir, "ca.pem"), c.vpc.ca.PEM(), 0o644); err != nil {
+	if err := os.WriteFile(c.CAPath(), c.vpc.ca.PEM(), 0o644); err != nil {
 		return err
 	}
 	progress("VPC %s with %d subnets; EC2 at %s, IMDS at http://%s", c.vpc.id, len(c.spec.Subnets), Endpoint, fabric.IMDSAddr)
@@ -130,8 +138,14 @@ func (c *Cluster) Close() error {
 	}
 	clear(c.sandboxes)
 	c.mu.Unlock()
-	return errors.Join(append(errs, c.vpc.close())...)
+	return errors.Join(append(errs, c.vpc.close(), os.RemoveAll(c.dir))...)
 }
+
+// share is the directory that every node sees as shareDir.
+func (c *Cluster) share() string { return filepath.Join(c.dir, "share") }
+
+// CAPath is the sandbox's path of the certificate of the lab's authority.
+func (c *Cluster) CAPath() string { return filepath.Join(c.share(), caName) }
 
 // Spec is what the lab was made from, completed.
 func (c *Cluster) Spec() Spec { return c.spec }

@@ -79,7 +79,7 @@ func token(t *testing.T, n *Node) http.Header {
 // fetch makes a request from a node that trusts the lab's authority.
 func fetch(t *testing.T, n *Node, method, url string, header http.Header, body string) string {
 	t.Helper()
-	ca, err := os.ReadFile(filepath.Join(ShareDir, "ca.pem"))
+	ca, err := os.ReadFile(n.cluster.CAPath())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,6 +254,26 @@ func TestBrokenPodsAreCollected(t *testing.T) {
 		t.Errorf("%v, broken %v, pods %v", err, c.Broken(), c.Pods(""))
 	}
 	run(t, n, "ip -4 addr show dev eth0 | grep -q 10.0.1.10")
+}
+
+// Two clusters in one sandbox do not meet, and leave no files.
+func TestClustersSideBySide(t *testing.T) {
+	a, b := bare(t, 1), bare(t, 1)
+	run(t, a.Nodes()[0], "echo a > /var/log/mark; grep -q CERTIFICATE "+CAFile)
+	if out := run(t, b.Nodes()[0], "ls /var/log"); out != "" {
+		t.Errorf("a's files on b: %s", out)
+	}
+	dir := a.dir
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left behind: %v", err)
+	}
+	run(t, b.Nodes()[0], "true")
+	if err := a.Close(); err != nil {
+		t.Errorf("closing twice: %v", err)
+	}
 }
 
 func TestConflist(t *testing.T) {

@@ -100,13 +100,13 @@ func (n *Node) HostName() string { return "ip-" + strings.ReplaceAll(n.Address.S
 
 // boot starts the node's operating system and plugs its ENIs in.
 func (n *Node) boot(ctx context.Context) error {
-	binds := map[string]string{shareDir: ShareDir}
+	binds := map[string]string{shareDir: n.cluster.share()}
 	if n.cluster.spec.BinDir != "" {
 		binds[node.BinDir] = n.cluster.spec.BinDir
 	}
 	var err error
 	n.os, err = node.Start(ctx, node.Options{
-		Name: n.HostName(), RPFilter: *n.spec.RPFilter, Binds: binds,
+		Name: n.HostName(), Disk: filepath.Join(n.cluster.dir, "nodes", n.Name), RPFilter: *n.spec.RPFilter, Binds: binds,
 		Hosts: n.Address.String() + " " + n.HostName() + "\n",
 		Env:   n.awsEnv(),
 	})

@@ -21,6 +21,9 @@ import (
 // podsAtOnce bounds the ADDs and DELs of one request that run at the same time.
 const podsAtOnce = 32
 
+// logLimit is how much of a log is shown, in bytes. All of it is in the node's files.
+const logLimit = 16 << 20
+
 func (l *lab) handlers() map[string]control.Handler {
 	return map[string]control.Handler{
 		MethodReady:    l.ready,
@@ -269,7 +272,7 @@ func (l *lab) env(_ context.Context, c *cluster.Cluster, _ none) (any, error) {
 	return Env{
 		Endpoint: l.endpoints.HTTP, EndpointTLS: l.endpoints.HTTPS, Region: c.Cloud().Region(),
 		// The machine sees the sandbox's files through its first process; nothing has to be written outside.
-		CABundle:  fmt.Sprintf("/proc/%d/root%s/ca.pem", l.pid, cluster.ShareDir),
+		CABundle:  fmt.Sprintf("/proc/%d/root%s", l.pid, c.CAPath()),
 		AccessKey: key.AccessKeyID, SecretKey: key.SecretAccessKey,
 	}, nil
 }
@@ -284,10 +287,11 @@ func (l *lab) logs(_ context.Context, c *cluster.Cluster, q LogsQuery) (any, err
 	if err != nil {
 		return nil, err
 	}
+	text := n.IPAMDLog()
 	if q.Plugin {
-		return n.PluginLog(), nil
+		text = n.PluginLog()
 	}
-	return n.IPAMDLog(), nil
+	return text[max(0, len(text)-logLimit):], nil
 }
 
 func (l *lab) ipamd(ctx context.Context, c *cluster.Cluster, o Control) (any, error) {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vpccni/lab/sandbox"
 )
 
 const (
@@ -180,6 +182,10 @@ func mountKernel() error {
 	}
 	if cgroups >= 0 {
 		defer func() { _ = unix.Close(cgroups) }()
+		// They are the machine's: what is made there would stay behind.
+		if err := sandbox.ReadOnly(cgroups, ""); err != nil {
+			return err
+		}
 		if err := unix.MoveMount(cgroups, "", unix.AT_FDCWD, "/sys/fs/cgroup", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 			return fmt.Errorf("mount /sys/fs/cgroup: %w", err)
 		}

@@ -55,7 +55,7 @@ func newRoot() error {
 			return err
 		}
 	}
-	if err := readOnly(filepath.Join(stage, HostDir)); err != nil {
+	if err := ReadOnly(unix.AT_FDCWD, filepath.Join(stage, HostDir)); err != nil {
 		return err
 	}
 	if err := makeDirs(stage); err != nil {
@@ -126,10 +126,11 @@ func (e top) put(path string) error {
 	return nil
 }
 
-// readOnly protects the machine's files from programs that are root in the sandbox because they are root outside.
-// mount_setattr is younger (5.12) than the rest, and what it protects from is carelessness: older kernels do without.
-func readOnly(path string) error {
-	err := unix.MountSetattr(unix.AT_FDCWD, path, unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+// ReadOnly protects a tree of mounts, at a path or with "" of a descriptor, from programs that are root in the sandbox
+// because they are root outside. The kernel's call is younger (5.12) than the rest, and what it protects from is
+// carelessness: older kernels do without.
+func ReadOnly(dir int, path string) error {
+	err := unix.MountSetattr(dir, path, unix.AT_RECURSIVE|unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	if err != nil && !errors.Is(err, unix.ENOSYS) {
 		return fmt.Errorf("make %s read-only: %w", path, err)
 	}
