@@ -1,7 +1,6 @@
 package checkpoint
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -145,13 +144,21 @@ func readBounded(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	var buf bytes.Buffer
-	n, err := buf.ReadFrom(io.LimitReader(f, limit+1))
+	// A file can grow while it is read, so its size is a hint and the limit holds anyway.
+	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	if n > limit {
-		return nil, fmt.Errorf("larger than %d bytes", limit)
+	tooLarge := fmt.Errorf("larger than %d bytes", limit)
+	if info.Size() > limit {
+		return nil, tooLarge
 	}
-	return buf.Bytes(), nil
+	raw, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(raw)) > limit {
+		return nil, tooLarge
+	}
+	return raw, nil
 }

@@ -113,7 +113,7 @@ func TestLoadNothing(t *testing.T) {
 // Every commit that has returned is in the file, whatever the others do.
 func TestGroupCommit(t *testing.T) {
 	t.Parallel()
-	const callers, each = 32, 25
+	const callers, each = 32, 8
 	m := &model{}
 	s := newStore(t, m)
 	run(t, s)
