@@ -149,6 +149,9 @@ func in(f field, set string) nfttable.Rule     { return lookup(f, set, false) }
 func notIn(f field, set string) nfttable.Rule  { return lookup(f, set, true) }
 func linkIn(f field, set string) nfttable.Rule { return lookup(f, set, false) }
 
+// addressIs compares with an IPv4 address.
+func addressIs(f field, a netip.Addr) nfttable.Rule { return append(load(f), equals(a.AsSlice())) }
+
 // linkPrefix matches links whose name starts with the prefix.
 func linkPrefix(f field, prefix string) nfttable.Rule { return append(load(f), equals([]byte(prefix))) }
 

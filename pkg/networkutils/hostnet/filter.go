@@ -143,11 +143,15 @@ func podOutRules(cfg Config, m marks) []nfttable.Rule {
 }
 
 // postroutingRules give what leaves the VPC the primary address. Branch ENIs' pods and whatever leaves by a secondary
-// ENI keep theirs: the VPC drops the primary address there.
+// ENI keep theirs: the VPC drops the primary address there. What has the primary address already is left alone: a
+// connection of the host that is older than these rules is new to conntrack, and a random source port in its middle
+// would reset it. Ports still cannot clash, for conntrack gives a connection without a rule another port where its own
+// is taken.
 func postroutingRules(cfg Config, primary netip.Addr) []nfttable.Rule {
 	return []nfttable.Rule{
 		join(linkPrefix(oifname, "vlan"), verdict(returns)),
 		join(linkIn(oifname, setSecondary), verdict(returns)),
+		join(addressIs(saddr, primary), verdict(returns)),
 		join(in(daddr, setExempt), verdict(returns)),
 		join(fibType(local), verdict(returns)),
 		snat(primary, cfg.SNATRandom),

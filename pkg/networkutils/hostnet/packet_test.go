@@ -229,6 +229,54 @@ END`)
 	}
 }
 
+// A connection of the host that is older than the rules goes on: the daemon's own to EC2 and the kubelet's to its API
+// server are.
+func TestOlderConnectionsOfTheHost(t *testing.T) {
+	t.Parallel()
+	v := newVPC(t, 0)
+	var l net.Listener
+	if err := v.router.Do(func() (err error) {
+		l, err = net.Listen("tcp4", internetAddr+":90")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = io.Copy(c, c)
+		_ = c.Close()
+	}()
+	var c net.Conn
+	if err := v.Do(func() (err error) {
+		c, err = net.DialTimeout("tcp4", internetAddr+":90", dialTimeout)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	echo := func() error {
+		if err := c.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
+			return err
+		}
+		if _, err := c.Write([]byte("hello")); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(c, make([]byte, 5))
+		return err
+	}
+	if err := echo(); err != nil {
+		t.Fatal(err)
+	}
+	v.applyTwice(v.config())
+	if err := echo(); err != nil {
+		t.Errorf("after the rules came: %v", err)
+	}
+}
+
 // With EXTERNALSNAT the outside sees pods' own addresses, and NodePort still works.
 func TestPacketsExternalSNAT(t *testing.T) {
 	t.Parallel()
