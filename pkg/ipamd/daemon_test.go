@@ -636,3 +636,208 @@ func TestRestoredIntentIsLookedUp(t *testing.T) {
 		r.stop()
 	})
 }
+
+func TestLostENIServesItsPodsAndGoesWithTheLast(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, warmpool.Targets{WarmIP: 1})
+		<-r.Ready()
+		if _, errs, _ := r.burst(0, 7); errs != nil {
+			t.Fatal(errs)
+		}
+		time.Sleep(time.Minute)
+		var gone string
+		var there []int
+		for _, e := range r.View().ENIs {
+			if e.Primary {
+				continue
+			}
+			gone = e.ID
+			for _, b := range e.Pool {
+				if h := b.Addresses[0].Holder; h != nil {
+					var n int
+					if _, err := fmt.Sscanf(h.Pod, "p%d", &n); err != nil {
+						t.Fatal(err)
+					}
+					there = append(there, n)
+				}
+			}
+		}
+		r.cloud.mu.Lock()
+		delete(r.cloud.enis, gone)
+		r.cloud.mu.Unlock()
+		// One more pod makes the daemon ask for an address there, and find out.
+		r.mustAdd(7)
+		time.Sleep(5 * time.Minute)
+		v := r.View()
+		if v.Counters.ENIsLost != 1 || v.Totals.Assigned != 8 {
+			t.Fatalf("%d lost, %+v", v.Counters.ENIsLost, v.Totals)
+		}
+		if _, errs, _ := r.burst(10, 3); errs != nil {
+			t.Fatal("the slot of a lost ENI is free: ", errs)
+		}
+		for _, n := range append(there, 7) {
+			_, _ = r.Del(context.Background(), DelRequest{Sandbox: pod(n).Sandbox})
+		}
+		for _, e := range r.View().ENIs {
+			if e.ID == gone {
+				t.Errorf("still there: %+v", e)
+			}
+		}
+		r.stop()
+	})
+}
+
+func TestDeniedDetachLeavesAnENIThatServes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, warmENI(0))
+		r.cloud.fail(func(call string, _ int) fault {
+			if call == "DetachENI" {
+				return fault{err: awsError("UnauthorizedOperation")}
+			}
+			return fault{}
+		})
+		<-r.Ready()
+		if _, errs, _ := r.burst(0, 10); errs != nil {
+			t.Fatal(errs)
+		}
+		time.Sleep(time.Minute)
+		for i := range 10 {
+			r.mustDel(i)
+		}
+		time.Sleep(10 * time.Minute)
+		before := r.cloud.count("DetachENI")
+		if before == 0 {
+			t.Fatal("no detach was tried")
+		}
+		time.Sleep(time.Hour)
+		if n := r.cloud.count("DetachENI") - before; n > 12 {
+			t.Errorf("%d tries an hour", n)
+		}
+		if _, errs, took := r.burst(20, 10); errs != nil || took > time.Second {
+			t.Errorf("%v after %s", errs, took)
+		}
+		r.stop()
+	})
+}
+
+func TestLimitLowerThanTheTable(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, warmENI(1), func(_ *Options, r *rig) { r.cloud.maxENIs = 2 })
+		<-r.Ready()
+		if _, errs, _ := r.burst(0, 10); errs != nil {
+			t.Fatal(errs)
+		}
+		time.Sleep(10 * time.Minute)
+		_, err := r.Add(context.Background(), pod(10))
+		r.wantRefusal(err, CodeAtLimit, "AttachmentLimitExceeded")
+		if n := r.cloud.size(); n != 2 {
+			t.Errorf("%d ENIs in EC2", n)
+		}
+		time.Sleep(2 * time.Hour)
+		before := r.cloud.total()
+		time.Sleep(24 * time.Hour)
+		if n := r.cloud.total() - before; n > 24*5 {
+			t.Errorf("%d calls a day for an ENI that cannot be had", n)
+		}
+		r.stop()
+	})
+}
+
+func TestRepeatedAddOfALostReplyKeepsTheAddress(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, warmENI(1))
+		<-r.Ready()
+		first := r.mustAdd(1)
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_, err := r.Add(ctx, pod(1)) // a repetition that is given up must not take the address from the pod
+		r.wantRefusal(err, CodeCancelled, "")
+		if again := r.mustAdd(1); again.Address != first.Address {
+			t.Errorf("%s, then %s", first.Address, again.Address)
+		}
+		r.stop()
+	})
+}
+
+func TestDelOfReleasedSandboxWaitsForTheCommit(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, warmENI(1))
+		<-r.Ready()
+		r.mustAdd(1)
+		time.Sleep(time.Minute)
+		r.disk.slow(time.Second)
+		go r.mustDel(1)
+		time.Sleep(10 * time.Millisecond)
+		start := time.Now()
+		_, err := r.Del(context.Background(), DelRequest{Sandbox: pod(1).Sandbox})
+		if !errors.Is(err, datastore.ErrUnknownPod) || time.Since(start) < 900*time.Millisecond {
+			t.Errorf("%v after %s: a crash now would bring the address back", err, time.Since(start))
+		}
+		if n := len(r.disk.last().Allocations); n != 0 {
+			t.Errorf("%d allocations are durable", n)
+		}
+		r.disk.slow(0)
+		r.stop()
+	})
+}
+
+func TestVPCRangesReachTheHostAndTheReplies(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, warmENI(1), func(o *Options, _ *rig) {
+			o.Settings.Host.ExcludeSNATCIDRs = []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")}
+		})
+		<-r.Ready()
+		time.Sleep(time.Second)
+		added := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("100.64.0.0/16")}
+		r.SetVPCCIDRs(added)
+		time.Sleep(time.Second)
+		if got := r.host.config().VPCCIDRs; !slices.Equal(got, added) {
+			t.Errorf("host has %v", got)
+		}
+		want := append(slices.Clone(added), netip.MustParsePrefix("192.168.0.0/16"))
+		if got := r.mustAdd(1).NoSNAT; !slices.Equal(got, want) {
+			t.Errorf("reply has %v, want %v", got, want)
+		}
+		r.stop()
+	})
+}
+
+func TestNewReportsEverythingThatIsMissing(t *testing.T) {
+	t.Parallel()
+	_, err := New(Options{})
+	for _, part := range []string{"EC2", "primary ENI", "limits", "subnet"} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("%v lacks %q", err, part)
+		}
+	}
+}
+
+func TestForeignENIsAreLeftAlone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, warmENI(1), func(_ *Options, r *rig) {
+			for i, tags := range []map[string]string{{tagNoManage: "true"}} {
+				e, err := r.cloud.create(awsutils.NewENI{SubnetID: testSubnet, Token: fmt.Sprint(i), Tags: tags}, time.Now())
+				if err != nil {
+					r.t.Fatal(err)
+				}
+				if _, err := r.cloud.attach(e.ID, testInstance, 1, time.Now()); err != nil {
+					r.t.Fatal(err)
+				}
+			}
+		})
+		<-r.Ready()
+		if _, errs, _ := r.burst(0, 10); errs != nil {
+			t.Fatal(errs)
+		}
+		_, err := r.Add(context.Background(), pod(10))
+		r.wantRefusal(err, CodeAtLimit, "2 ENIs x (6-1) addresses; 1 more ENIs of this node are not managed")
+		for i := range 10 {
+			r.mustDel(i)
+		}
+		time.Sleep(10 * time.Minute)
+		if n := r.cloud.size(); n != 2 {
+			t.Errorf("%d ENIs, want the primary one and the foreign one", n)
+		}
+		r.stop()
+	})
+}

@@ -54,7 +54,6 @@ func (c *controller) createStep(op *operation, ev evCalled, now time.Time) {
 
 func (c *controller) createAnswered(op *operation, ev evCalled, now time.Time) {
 	if ev.err == nil && len(ev.enis) == 1 {
-		c.succeeded(warmpool.OpCreate, op.spec.SubnetID, now)
 		c.counters.ENIsCreated++
 		op.eni = ev.enis[0].ID
 		op.created = ev.enis[0]
@@ -147,7 +146,8 @@ func (c *controller) compensate(op *operation, now time.Time) {
 func (c *controller) attached(op *operation, attachment string, now time.Time) {
 	eni := op.created
 	eni.Device, eni.Card, eni.AttachmentID, eni.InstanceID = op.device, c.card, attachment, c.id.InstanceID
-	eni.Type, eni.Description, eni.Tags = "interface", op.spec.Description, op.spec.Tags
+	eni.Type, eni.SubnetID, eni.Description, eni.Tags = "interface", op.spec.SubnetID, op.spec.Description, op.spec.Tags
+	c.succeeded(warmpool.OpCreate, op.spec.SubnetID, now)
 	c.lastGrowth = now
 	if e := c.enis[eni.ID]; e != nil {
 		c.end(op) // a Describe was faster
@@ -313,9 +313,11 @@ func (c *controller) addressStep(op *operation, ev evCalled, now time.Time) {
 		return
 	}
 	c.refused(kind, target, op.n, ev.err, now)
-	switch class := awsutils.Classify(ev.err); class {
-	case awsutils.Timeout, awsutils.AddressLimit, awsutils.NotFound:
-		// EC2 did what we do not know of: the call, or something before it.
+	switch class := awsutils.Classify(ev.err); {
+	case class == awsutils.Timeout, class == awsutils.AddressLimit, class == awsutils.NotFound,
+		class == awsutils.Other && op.kind == opUnassign:
+		// EC2 did what this node does not know of: the call itself, or something before it. That an address is not
+		// the ENI's any more has no code of its own.
 		c.lookUp(op, now)
 	default:
 		c.store.Unreserve(e.ID, op.blocks, now)

@@ -54,8 +54,8 @@ func (c *controller) planState(now time.Time) warmpool.State {
 	for _, e := range c.sorted() {
 		st, held := ledger[e.ID]
 		x := warmpool.ENI{ID: e.ID, Device: e.Device, Subnet: e.SubnetID, Primary: e.ID == c.id.PrimaryENI, Fixed: e.fixed,
-			Unmanaged: !e.managed, Leaving: c.removing(e) || e.lost || e.managed && !held, Detached: e.lost,
-			Stuck:  !e.notReadySince.IsZero() && now.Sub(e.notReadySince) >= stuckAfter || e.managed && !e.cidr.IsValid(),
+			Unmanaged: !e.managed, Leaving: c.removing(e) || e.lost, Detached: e.lost,
+			Stuck:  e.managed && !held || !e.notReadySince.IsZero() && now.Sub(e.notReadySince) >= stuckAfter || e.managed && !e.cidr.IsValid(),
 			Usable: st.Phase == datastore.Usable, Busy: e.busy != nil, Since: st.Since,
 			Total: st.Total, Assigned: st.Assigned, Free: st.Free, Cooling: st.Cooling,
 			Quarantined: st.Quarantined, Returning: st.Leaving}

@@ -80,10 +80,10 @@ func (c *controller) detachAnswered(op *operation, ev evCalled, class awsutils.C
 	case class == awsutils.Timeout:
 		op.stage = stageCheck
 		c.again(op, class, now)
-	case class == awsutils.Denied:
+	case class == awsutils.Denied, class == awsutils.Other && op.tries >= maxAttach:
 		// It cannot go, so it may as well serve.
 		e := c.enis[op.eni]
-		c.refused(warmpool.OpRemove, op.eni, 0, ev.err, now)
+		c.refusals = c.refusals.Refused(warmpool.OpRemove, op.eni, warmpool.CauseDenied, 0, ev.err.Error(), c.rand.Float64(), now)
 		c.end(op)
 		if e != nil && c.store.SetPhase(e.ID, datastore.Discovered) == nil {
 			c.dirty, c.applyAt = true, time.Time{}

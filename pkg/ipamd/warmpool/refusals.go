@@ -35,8 +35,11 @@ const (
 	// deniedFor makes at most 12 tries an hour: rights change when people change them.
 	deniedFor = 5 * time.Minute
 	limitFor  = 60 * time.Second
-	firstWait = time.Second
-	longWait  = 60 * time.Second
+	limitLong = time.Hour
+	// forgetAfter drops what has not been refused for long, such as the refusals of ENIs that are gone.
+	forgetAfter = time.Hour
+	firstWait   = time.Second
+	longWait    = 60 * time.Second
 )
 
 // Refusal is the memory of a refused call.
@@ -82,16 +85,17 @@ func (r Refusals) Refused(op Op, target string, cause Cause, n int, detail strin
 	case CauseDenied:
 		x.Until = now.Add(deniedFor + time.Duration(jitter*float64(deniedFor)/10))
 	case CauseLimit:
-		x.Until = now.Add(limitFor)
+		x.Until = now.Add(min(limitFor<<min(x.Times-1, 10), limitLong))
 	default:
 		wait := min(firstWait<<min(x.Times-1, 10), longWait)
 		x.Until = now.Add(wait/2 + time.Duration(jitter*float64(wait)))
 	}
-	next := maps.Clone(r.m)
-	if next == nil {
-		next = map[refusalKey]Refusal{}
+	next := map[refusalKey]Refusal{key: x}
+	for k, old := range r.m {
+		if k != key && now.Sub(old.Until) < forgetAfter {
+			next[k] = old
+		}
 	}
-	next[key] = x
 	return Refusals{next}
 }
 
