@@ -23,17 +23,23 @@ import (
 func main() {
 	// Processes of a lab are this program too.
 	sandbox.Init()
+	os.Exit(run())
+}
+
+// run runs the command line and returns its exit code.
+func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
 	err := root().ExecuteContext(ctx)
-	stop()
 	var code exitCode
 	switch {
 	case err == nil:
+		return 0
 	case errors.As(err, &code):
-		os.Exit(int(code))
+		return int(code)
 	default:
 		fmt.Fprintln(os.Stderr, "vpclab:", explain(err))
-		os.Exit(1)
+		return 1
 	}
 }
 
