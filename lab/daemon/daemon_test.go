@@ -33,6 +33,7 @@ import (
 
 // These tests run outside of any sandbox, as the command does: what they start is what they look for.
 func TestMain(m *testing.M) {
+	sandbox.QuickExit()
 	sandbox.Register("up in foreground", func() int {
 		err := daemon.Up(context.Background(), daemon.UpOptions{Foreground: true, Spec: bareSpec(os.Args[1]), Ready: func() { fmt.Println("ready") }})
 		if err != nil {

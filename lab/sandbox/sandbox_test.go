@@ -23,6 +23,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	sandbox.QuickExit()
 	sandbox.Register("exit", func() int { n, _ := strconv.Atoi(os.Args[1]); return n })
 	sandbox.Register("look", look)
 	sandbox.Register("linger", linger)
