@@ -17,6 +17,7 @@ export AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_EC2_M
 export AWS_PAGER="" AWS_MAX_ATTEMPTS=1 AWS_DEFAULT_OUTPUT=text
 
 errors=$(mktemp)
+answers=$(mktemp -d)
 run_tag=awscli-check-$$
 failed=0
 made=()
@@ -37,7 +38,7 @@ delete_made() {
 # What a failed check leaves behind goes as well.
 cleanup() {
 	delete_made
-	rm -f "$errors"
+	rm -rf "$errors" "$answers"
 }
 trap cleanup EXIT
 
@@ -111,13 +112,13 @@ ec2 unassign-private-ip-addresses --network-interface-id "$eni" --private-ip-add
 got=$(ec2 describe-network-interfaces --network-interface-ids "$eni" --query 'length(NetworkInterfaces[0].PrivateIpAddresses)')
 check "unassign-private-ip-addresses" "$got" "3"
 
-# Five more, so that there is more than one of the smallest pages.
-mapfile -t extra < <(
-	for _ in 1 2 3 4 5; do
-		ec2 "${create[@]}" --query NetworkInterface.NetworkInterfaceId &
-	done
-	wait
-)
+# Five more, so that there is more than one of the smallest pages. A file each: the CLI writes a line in two pieces,
+# which mix with those of others.
+for i in 1 2 3 4 5; do
+	ec2 "${create[@]}" --query NetworkInterface.NetworkInterfaceId >"$answers/$i" &
+done
+wait
+mapfile -t extra < <(cat "$answers"/*)
 made+=("${extra[@]}")
 check "five more at the same time" "${#extra[@]}" "5"
 all=$(printf '%s\n' "${made[@]}" | spread)
