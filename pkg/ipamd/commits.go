@@ -123,11 +123,13 @@ func (c *controller) delCommitted(d *del, err error) {
 // durable is everything that must not be forgotten.
 func (c *controller) durable(now time.Time) checkpoint.State {
 	var s checkpoint.State
-	for _, a := range c.store.Allocations() {
-		s.Allocations = append(s.Allocations, checkpoint.Allocation{
+	held := c.store.Allocations()
+	s.Allocations = make([]checkpoint.Allocation, len(held))
+	for i, a := range held {
+		s.Allocations[i] = checkpoint.Allocation{
 			NetworkName: a.NetworkName, ContainerID: a.ContainerID, IfName: a.IfName, Address: a.Address, Time: a.Time,
 			Namespace: a.Namespace, Pod: a.Pod, Interfaces: a.Interfaces,
-		})
+		}
 	}
 	s.Journal.InstanceID = c.id.InstanceID
 	for _, e := range c.sorted() {

@@ -841,3 +841,27 @@ func TestForeignENIsAreLeftAlone(t *testing.T) {
 		r.stop()
 	})
 }
+
+func TestNoENIIsCreatedThatTheJournalDoesNotKnow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, warmENI(2), func(_ *Options, r *rig) {
+			r.disk.fails = func() error { return errors.New("no space left on device") }
+		})
+		<-r.Ready()
+		time.Sleep(time.Minute)
+		if n := r.cloud.count("CreateENI"); n != 0 {
+			t.Errorf("%d ENIs created", n)
+		}
+		if n := r.View().Counters.CommitErrors; n == 0 || n > 61 {
+			t.Errorf("%d commits tried in a minute", n)
+		}
+		r.disk.mu.Lock()
+		r.disk.fails = nil
+		r.disk.mu.Unlock()
+		time.Sleep(time.Minute)
+		if n := r.cloud.count("CreateENI"); n != 1 {
+			t.Errorf("%d ENIs created", n)
+		}
+		r.stop()
+	})
+}

@@ -247,6 +247,11 @@ func (w *world) eniOf(ip netip.Addr) *awsutils.ENI {
 
 // call makes a call at the cloud; before that it looks whether it takes something from a running pod.
 func (w *world) call(c call) (r result) {
+	for _, e := range w.host.cfg.ENIs {
+		if c.method == callDetach && w.cloud.enis[e.ID] != nil && w.cloud.enis[e.ID].AttachmentID == c.attachment {
+			w.problem("%s is detached while the host uses it", e.ID)
+		}
+	}
 	for _, n := range w.podIDs() {
 		p := w.pods[n]
 		if p.state != "running" {

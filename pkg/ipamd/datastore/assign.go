@@ -30,7 +30,7 @@ func (s *Store) Assign(key Key, meta Meta, now time.Time) (a Allocation, repeat 
 	h := &holding{key: key, meta: meta, ip: free.ip, time: now, addr: free}
 	free.holder = h
 	free.block.eni.assigned++
-	s.keys[key] = h
+	s.file(h)
 	return h.allocation(), false, nil
 }
 
@@ -98,7 +98,7 @@ func (s *Store) find(key Key) *holding {
 }
 
 func (s *Store) drop(h *holding, now time.Time, used bool) {
-	delete(s.keys, h.key)
+	s.unfile(h)
 	if h.addr == nil {
 		delete(s.unplaced, h.ip)
 		if used {
@@ -174,7 +174,7 @@ func (s *Store) hold(a Allocation) error {
 			return fmt.Errorf("%s: %w", a.Address, ErrInUse)
 		}
 		s.unplaced[a.Address] = h
-		s.keys[a.Key] = h
+		s.file(h)
 		return nil
 	}
 	at := s.touch(b, a.Address)
@@ -184,9 +184,25 @@ func (s *Store) hold(a Allocation) error {
 	at.dequeue()
 	at.holder, h.addr = h, at
 	b.eni.assigned++
-	s.keys[a.Key] = h
+	s.file(h)
 	return nil
 }
+
+// file and unfile keep the indexes of what is held.
+func (s *Store) file(h *holding) {
+	s.keys[h.key] = h
+	at, _ := slices.BinarySearchFunc(s.held, h.ip, compareToAddr)
+	s.held = slices.Insert(s.held, at, h)
+}
+
+func (s *Store) unfile(h *holding) {
+	delete(s.keys, h.key)
+	if at, found := slices.BinarySearchFunc(s.held, h.ip, compareToAddr); found {
+		s.held = slices.Delete(s.held, at, at+1)
+	}
+}
+
+func compareToAddr(h *holding, ip netip.Addr) int { return h.ip.Compare(ip) }
 
 // Lookup returns what a sandbox holds.
 func (s *Store) Lookup(key Key) (Allocation, bool) {

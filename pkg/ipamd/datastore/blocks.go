@@ -37,6 +37,10 @@ func (s *Store) AddBlock(id string, cidr netip.Prefix, now time.Time) (bool, err
 	}
 	b := &block{cidr: cidr, eni: e, size: blockSize(cidr), next: cidr.Addr()}
 	e.blocks[cidr] = b
+	at, _ := slices.BinarySearchFunc(e.pool, cidr, netip.Prefix.Compare)
+	e.pool = slices.Insert(e.pool, at, cidr)
+	e.total += b.size
+	e.unready++
 	s.recall(b, now)
 	return true, nil
 }
@@ -69,7 +73,6 @@ func (s *Store) left(b *block) bool {
 		return false
 	}
 	s.forget(b)
-	delete(b.eni.blocks, b.cidr)
 	return true
 }
 
@@ -139,6 +142,7 @@ func (s *Store) ReadyBlocks(id string, cidrs []netip.Prefix, now time.Time) {
 // open makes a block's addresses available, as far as they are free.
 func (s *Store) open(b *block, now time.Time) {
 	b.state = ready
+	b.eni.unready--
 	if n := b.untouched(); n > 0 {
 		b.eni.fresh += n
 		b.elem = b.eni.virgin.PushBack(b)
@@ -191,6 +195,7 @@ func (s *Store) Reserve(id string, n int, now time.Time) []netip.Prefix {
 	for _, b := range idle[:min(max(n, 0), len(idle))] {
 		s.shut(b)
 		b.state = leaving
+		b.eni.unready++
 		picked = append(picked, b.cidr)
 	}
 	slices.SortFunc(picked, netip.Prefix.Compare)
@@ -242,19 +247,30 @@ func (s *Store) RemoveBlocks(id string, cidrs []netip.Prefix) error {
 			continue
 		}
 		s.forget(b)
-		delete(e.blocks, cidr)
 	}
 	return errors.Join(errs...)
 }
 
-// forget drops a block's addresses but remembers when they were last used: EC2 may hand them back soon.
+// forget drops a block but remembers when they were last used: EC2 may hand them back soon.
 func (s *Store) forget(b *block) {
+	e := b.eni
 	s.shut(b)
 	for _, a := range b.touched {
 		if !a.released.IsZero() {
 			s.memory[a.ip] = a.released
 		}
+		if a.quarantined {
+			e.barred--
+		}
 		delete(s.addrs, a.ip)
+	}
+	delete(e.blocks, b.cidr)
+	if at, found := slices.BinarySearchFunc(e.pool, b.cidr, netip.Prefix.Compare); found {
+		e.pool = slices.Delete(e.pool, at, at+1)
+	}
+	e.total -= b.size
+	if b.state != ready {
+		e.unready--
 	}
 }
 
@@ -270,6 +286,12 @@ func (s *Store) Quarantine(ip netip.Addr, on bool, now time.Time) {
 		return
 	}
 	a := s.touch(b, ip)
+	switch {
+	case on && !a.quarantined:
+		b.eni.barred++
+	case !on && a.quarantined:
+		b.eni.barred--
+	}
 	a.quarantined = on
 	a.dequeue()
 	s.enqueue(a, now)

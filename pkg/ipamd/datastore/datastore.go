@@ -118,6 +118,7 @@ type Store struct {
 	byID  map[string]*eni
 	addrs map[netip.Addr]*address // addresses that were ever touched
 	keys  map[Key]*holding
+	held  []*holding // all of keys, by address: the state file is written in this order, often
 	// unplaced are allocations whose address is on no known ENI. They block the reuse of the address and are placed
 	// when it appears.
 	unplaced map[netip.Addr]*holding
@@ -156,6 +157,10 @@ type eni struct {
 	ENI
 	phase    Phase
 	blocks   map[netip.Prefix]*block
+	pool     []netip.Prefix // the keys of blocks, sorted
+	total    int            // addresses of all blocks
+	unready  int            // blocks that are not ready
+	barred   int            // addresses in quarantine, held or not
 	assigned int
 	cooling  *list.List // of *address: released less than cooldown ago
 	warm     *list.List // of *address: out of cooldown, not yet fresh

@@ -3,6 +3,7 @@ package datastore
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -381,7 +382,24 @@ func check(t testing.TB, s *Store) {
 	t.Helper()
 	holders := map[Key]netip.Addr{}
 	seen := map[netip.Addr]bool{}
+	if len(s.held) != len(s.keys) || !slices.IsSortedFunc(s.held, func(x, y *holding) int { return x.ip.Compare(y.ip) }) {
+		t.Fatalf("%d held, %d keys", len(s.held), len(s.keys))
+	}
 	for _, e := range s.enis {
+		if !slices.Equal(e.pool, slices.SortedFunc(maps.Keys(e.blocks), netip.Prefix.Compare)) {
+			t.Fatalf("pool of %s is %v", e.ID, e.pool)
+		}
+		var total, unready, barred int
+		for _, b := range e.blocks {
+			total += b.size
+			if b.state != ready {
+				unready++
+			}
+			barred += b.count(func(a *address) bool { return a.quarantined })
+		}
+		if total != e.total || unready != e.unready || barred != e.barred {
+			t.Fatalf("%s counts %d, %d, %d, has %d, %d, %d", e.ID, e.total, e.unready, e.barred, total, unready, barred)
+		}
 		var c struct{ assigned, queued, fresh int }
 		for cidr, b := range e.blocks {
 			if b.eni != e || b.cidr != cidr || cidr.Contains(e.Address) {

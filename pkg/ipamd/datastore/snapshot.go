@@ -1,7 +1,6 @@
 package datastore
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -63,7 +62,7 @@ func (s Snapshot) Totals() Counts {
 	return c
 }
 
-// Snapshot counts. Its cost grows with ENIs and blocks that are not ready, not with pods.
+// Snapshot counts. Its cost grows with the number of ENIs, not of pods.
 func (s *Store) Snapshot(now time.Time) Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -72,16 +71,9 @@ func (s *Store) Snapshot(now time.Time) Snapshot {
 	for _, e := range s.enis {
 		st := ENIState{ENI: e.ENI, Phase: e.phase, Blocks: len(e.blocks)}
 		st.Assigned, st.Free, st.Cooling = e.assigned, e.free(), e.cooling.Len()
-		for _, b := range e.blocks {
-			st.Total += b.size
-			switch b.state {
-			case arriving:
-				st.Arriving += b.size - b.count(held)
-			case leaving:
-				st.Leaving += b.size - b.count(held)
-			case ready:
-				st.Quarantined += b.count(func(a *address) bool { return a.quarantined && a.holder == nil })
-			}
+		st.Total = e.total
+		if e.unready > 0 || e.barred > 0 {
+			e.countRest(&st.Counts)
 		}
 		if front := e.cooling.Front(); front != nil {
 			t := front.Value.(*address).released.Add(s.cooldown)
@@ -92,6 +84,20 @@ func (s *Store) Snapshot(now time.Time) Snapshot {
 		snap.ENIs = append(snap.ENIs, st)
 	}
 	return snap
+}
+
+// countRest counts the addresses that are in no queue, which are few as a rule.
+func (e *eni) countRest(c *Counts) {
+	for _, b := range e.blocks {
+		switch b.state {
+		case arriving:
+			c.Arriving += b.size - b.count(held)
+		case leaving:
+			c.Leaving += b.size - b.count(held)
+		case ready:
+			c.Quarantined += b.count(func(a *address) bool { return a.quarantined && a.holder == nil })
+		}
+	}
 }
 
 func held(a *address) bool { return a.holder != nil }
@@ -172,10 +178,11 @@ func (s *Store) Detail(now time.Time) Detail {
 		slices.SortFunc(ed.Pool, func(x, y Block) int { return x.CIDR.Compare(y.CIDR) })
 		d.ENIs = append(d.ENIs, ed)
 	}
-	for _, h := range s.unplaced {
-		d.Unplaced = append(d.Unplaced, h.allocation())
+	for _, h := range s.held {
+		if h.addr == nil {
+			d.Unplaced = append(d.Unplaced, h.allocation())
+		}
 	}
-	slices.SortFunc(d.Unplaced, compareAllocations)
 	return d
 }
 
@@ -203,16 +210,11 @@ func (a *address) describe() Address {
 func (s *Store) Allocations() []Allocation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := make([]Allocation, 0, len(s.keys))
-	for _, h := range s.keys {
-		all = append(all, h.allocation())
+	all := make([]Allocation, len(s.held))
+	for i, h := range s.held {
+		all[i] = h.allocation()
 	}
-	slices.SortFunc(all, compareAllocations)
 	return all
-}
-
-func compareAllocations(x, y Allocation) int {
-	return cmp.Or(x.Address.Compare(y.Address), cmp.Compare(x.ContainerID, y.ContainerID))
 }
 
 // Pool lists the blocks of an ENI, sorted.
@@ -223,12 +225,7 @@ func (s *Store) Pool(id string) []netip.Prefix {
 	if e == nil {
 		return nil
 	}
-	out := make([]netip.Prefix, 0, len(e.blocks))
-	for cidr := range e.blocks {
-		out = append(out, cidr)
-	}
-	slices.SortFunc(out, netip.Prefix.Compare)
-	return out
+	return slices.Clone(e.pool)
 }
 
 // Cooling is an address that may not be handed out before Until.
@@ -254,6 +251,9 @@ func (s *Store) Cooling(now time.Time) []Cooling {
 		for at := e.cooling.Front(); at != nil; at = at.Next() {
 			a := at.Value.(*address)
 			add(a.ip, a.released)
+		}
+		if e.unready == 0 {
+			continue
 		}
 		for _, b := range e.blocks {
 			if b.state == ready {
