@@ -107,10 +107,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	stop := d.clock.AfterFunc(stopTimeout, cancel)
 	defer stop.Stop()
 	d.mu.Lock()
-	d.decide(evStop{})
+	lines := d.decide(evStop{})
 	d.stopping = true
 	d.endIfIdle()
 	d.mu.Unlock()
+	d.write(lines)
 	<-d.ended
 
 	flush, done := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
@@ -216,22 +217,33 @@ func (d *Daemon) register(request func(id uint64) event) (id uint64, ok bool) {
 	}
 	d.lastID++
 	id = d.lastID
-	d.decide(request(id))
+	lines := d.decide(request(id))
 	d.mu.Unlock()
+	d.write(lines)
 	return id, true
 }
 
 // dispatch takes an event to the controller.
 func (d *Daemon) dispatch(ev event) {
+	var lines []effLog
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	if d.ctx != nil && !d.isEnded() {
-		d.decide(ev)
+		lines = d.decide(ev)
+	}
+	d.mu.Unlock()
+	d.write(lines)
+}
+
+// write writes lines to the log. It is called without the mutex: a slow log delays nobody else.
+func (d *Daemon) write(lines []effLog) {
+	for _, l := range lines {
+		d.log.Log(d.ctx, l.level, l.msg, l.args...)
 	}
 }
 
-// decide asks the controller and begins what it wants done. The caller holds the mutex; nothing here blocks.
-func (d *Daemon) decide(ev event) {
+// decide asks the controller and begins what it wants done. The caller holds the mutex, and writes the lines that are
+// returned when it has let go of it; nothing here blocks.
+func (d *Daemon) decide(ev event) (lines []effLog) {
 	for _, e := range d.ctrl.step(ev, d.clock.Now()) {
 		switch e := e.(type) {
 		case effAdd:
@@ -249,7 +261,7 @@ func (d *Daemon) decide(ev event) {
 		case effReady:
 			close(d.ready)
 		case effLog:
-			d.log.Log(d.ctx, e.level, e.msg, e.args...)
+			lines = append(lines, e)
 		case effCommit:
 			d.do(commitTimeout, func(ctx context.Context) event {
 				return evCommitted{d.o.Checkpointer.Commit(ctx)}
@@ -268,6 +280,7 @@ func (d *Daemon) decide(ev event) {
 	if ended, ok := ev.(evAddEnded); ok {
 		delete(d.adds, ended.id)
 	}
+	return lines
 }
 
 // do runs something with a deadline in a goroutine of its own.
@@ -278,10 +291,11 @@ func (d *Daemon) do(timeout time.Duration, f func(context.Context) event) {
 		defer cancel()
 		ev := f(ctx)
 		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.decide(ev)
+		lines := d.decide(ev)
 		d.running--
 		d.endIfIdle()
+		d.mu.Unlock()
+		d.write(lines)
 	}()
 }
 

@@ -510,49 +510,59 @@ func TestRandomWorlds(t *testing.T) {
 		base = *firstWorld
 	}
 	t.Logf("base seed %d", base)
-	for i := range *manyWorlds {
-		seed := base + uint64(i)
-		r := rand.New(rand.NewPCG(seed, 9))
-		var targets warmpool.Targets
-		if r.IntN(2) == 0 {
-			targets.WarmENI = r.IntN(3)
-		} else {
-			targets.WarmIP, targets.MinimumIP = r.IntN(5), r.IntN(8)
-		}
-		w := newWorld(seed, targets)
-		w.faulty = r.IntN(3) > 0
-		w.boot()
-		for range 60 {
-			switch r.IntN(8) {
-			case 0, 1, 2:
-				for range 1 + r.IntN(5) {
-					w.add()
-				}
-			case 3, 4:
-				for _, n := range w.podIDs() {
-					if w.pods[n].state == "running" && r.IntN(3) == 0 {
-						w.del(n)
-					}
-				}
-			case 5:
-				w.retry()
-			case 6:
-				for _, n := range w.podIDs() { // a DEL overtakes its ADD
-					if w.pods[n].state == "adding" && r.IntN(3) == 0 {
-						w.del(n)
-					}
-				}
-			case 7:
-				if r.IntN(4) == 0 {
-					w.die()
-				}
+	const parts = 4
+	for part := range parts {
+		t.Run(fmt.Sprint(part), func(t *testing.T) {
+			t.Parallel()
+			for i := part; i < *manyWorlds; i += parts {
+				randomWorld(t, base+uint64(i))
 			}
-			w.run(time.Duration(r.IntN(12000)) * time.Millisecond)
-			if len(w.problems) > 0 {
-				break
-			}
-		}
-		w.rest()
-		w.report(t, fmt.Sprintf("seed %d", seed))
+		})
 	}
+}
+
+func randomWorld(t *testing.T, seed uint64) {
+	t.Helper()
+	r := rand.New(rand.NewPCG(seed, 9))
+	var targets warmpool.Targets
+	if r.IntN(2) == 0 {
+		targets.WarmENI = r.IntN(3)
+	} else {
+		targets.WarmIP, targets.MinimumIP = r.IntN(5), r.IntN(8)
+	}
+	w := newWorld(seed, targets)
+	w.faulty = r.IntN(3) > 0
+	w.boot()
+	for range 60 {
+		switch r.IntN(8) {
+		case 0, 1, 2:
+			for range 1 + r.IntN(5) {
+				w.add()
+			}
+		case 3, 4:
+			for _, n := range w.podIDs() {
+				if w.pods[n].state == "running" && r.IntN(3) == 0 {
+					w.del(n)
+				}
+			}
+		case 5:
+			w.retry()
+		case 6:
+			for _, n := range w.podIDs() { // a DEL overtakes its ADD
+				if w.pods[n].state == "adding" && r.IntN(3) == 0 {
+					w.del(n)
+				}
+			}
+		case 7:
+			if r.IntN(4) == 0 {
+				w.die()
+			}
+		}
+		w.run(time.Duration(r.IntN(12000)) * time.Millisecond)
+		if len(w.problems) > 0 {
+			break
+		}
+	}
+	w.rest()
+	w.report(t, fmt.Sprintf("seed %d", seed))
 }

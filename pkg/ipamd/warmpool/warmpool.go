@@ -209,7 +209,7 @@ func Plan(s State, t Targets, l Limits, now time.Time) Decision {
 	d := Decision{Summary: summary(s, f, t)}
 	short, why := shortage(s, f, t, l)
 	if short > 0 {
-		d.grow(s, f, t, l, short, why, now)
+		d.grow(s, f, t, l, short, why(), now)
 		return d
 	}
 	if s.Waiting == 0 && !f.inFlight {
@@ -228,22 +228,24 @@ func summary(s State, f figures, t Targets) string {
 }
 
 // shortage is how many addresses are missing, and the reason.
-func shortage(s State, f figures, t Targets, l Limits) (int, string) {
+func shortage(s State, f figures, t Targets, l Limits) (short int, why func() string) {
 	free := f.usable - s.Waiting
-	var short int
-	var why string
 	switch {
 	case t.byAddress():
 		short = max(t.WarmIP-free, t.MinimumIP-f.total)
-		why = fmt.Sprintf("%d free after %d waiting pods, WARM_IP_TARGET=%d; %d in all, MINIMUM_IP_TARGET=%d",
-			free, s.Waiting, t.WarmIP, f.total, t.MinimumIP)
+		why = func() string {
+			return fmt.Sprintf("%d free after %d waiting pods, WARM_IP_TARGET=%d; %d in all, MINIMUM_IP_TARGET=%d",
+				free, s.Waiting, t.WarmIP, f.total, t.MinimumIP)
+		}
 	case t.WarmENI > 0:
 		short = t.WarmENI*l.IPsPerENI - free
-		why = fmt.Sprintf("%d free after %d waiting pods, WARM_ENI_TARGET=%d wants %d",
-			free, s.Waiting, t.WarmENI, t.WarmENI*l.IPsPerENI)
+		why = func() string {
+			return fmt.Sprintf("%d free after %d waiting pods, WARM_ENI_TARGET=%d wants %d",
+				free, s.Waiting, t.WarmENI, t.WarmENI*l.IPsPerENI)
+		}
 	default:
 		short = -free
-		why = fmt.Sprintf("%d pods wait and %d addresses are free", s.Waiting, f.usable)
+		why = func() string { return fmt.Sprintf("%d pods wait and %d addresses are free", s.Waiting, f.usable) }
 	}
 	if t.MaxPods > 0 {
 		short = min(short, t.MaxPods-f.total)
