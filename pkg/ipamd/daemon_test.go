@@ -865,3 +865,18 @@ func TestNoENIIsCreatedThatTheJournalDoesNotKnow(t *testing.T) {
 		r.stop()
 	})
 }
+
+func TestAnENIThatLeftIsNotTakenInAgain(t *testing.T) {
+	t.Parallel()
+	cl := newCloud(3, 6)
+	o := testOptions(cl, warmENI(1))
+	c := newController(o, o.Rand)
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	stale := awsutils.ENI{ID: "eni-9", Device: 1, MAC: macOf(9), SubnetID: testSubnet, Primary: netip.MustParseAddr("10.0.0.99"),
+		Type: "interface", Status: "in-use", InstanceID: testInstance, AttachmentID: "att-9", DeleteOnTermination: true}
+	c.forget("eni-9", now)
+	c.adopt([]awsutils.ENI{clone(cl.enis[testPrimary]), stale}, now, now)
+	if c.enis["eni-9"] != nil || c.enis[testPrimary] == nil {
+		t.Errorf("took in %v", c.sorted())
+	}
+}

@@ -63,6 +63,12 @@ func newWorld(seed uint64, targets warmpool.Targets) *world {
 	w.cloud.reuse = w.r.IntN(2) == 0
 	w.cloud.attachDelay, w.cloud.detachDelay = 4*time.Second, 3*time.Second
 	w.host = &host{cloud: w.cloud}
+	w.host.fails = func() error {
+		if w.faulty && w.r.IntN(25) == 0 {
+			return errors.New("netlink: no buffer space available")
+		}
+		return nil
+	}
 	w.opts = testOptions(w.cloud, targets)
 	w.cloud.faults = func(string, int) fault {
 		if !w.faulty {
@@ -160,7 +166,7 @@ func (w *world) step(ev event) {
 		case effReady:
 		case effLog:
 			w.trace = append(w.trace, fmt.Sprintf("  %s %v", e.msg, e.args))
-			if e.level >= slog.LevelError && e.msg != "state not durable" {
+			if e.level >= slog.LevelError && e.msg != "state not durable" && e.msg != "host network not set up" {
 				w.problem("%s %v", e.msg, e.args)
 			}
 		case effCommit:
