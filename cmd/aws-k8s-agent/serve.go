@@ -126,6 +126,12 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	})
 	group.Go(func() error { auditor.Run(ctx); return nil })
 	group.Go(func() error {
+		return host.Watch(ctx, func(reason string) {
+			log.Debug("host network may have changed", "reason", reason)
+			daemon.HostChanged()
+		})
+	})
+	group.Go(func() error {
 		bootstrap.Refresh(ctx, clock, "ranges of the VPC", log, func(ctx context.Context) error {
 			cidrs, err := imds.VPCCIDRs(ctx)
 			if err == nil {

@@ -24,6 +24,9 @@ const (
 	// settleTime is how long EC2's answers may lag behind a change of this node's: until then a difference in what
 	// EC2 says proves nothing.
 	settleTime = 30 * time.Second
+	// repairPace is the least time between an Apply and one that only the kernel's events ask for: two programs that
+	// undo each other's work must not keep the node busy.
+	repairPace = 500 * time.Millisecond
 	// stuckAfter is how long an ENI may take to become ready on the host before the plan stops counting on it.
 	stuckAfter = 30 * time.Second
 )
@@ -129,6 +132,8 @@ func (c *controller) step(ev event, now time.Time) []effect {
 		c.applied(ev, now)
 	case evVPC:
 		c.vpcChanged(ev.cidrs)
+	case evHost:
+		c.hostChanged(now)
 	case evTimer:
 		c.timerAt = time.Time{}
 	}
@@ -174,8 +179,11 @@ func (c *controller) arm(now time.Time) {
 		for _, op := range c.ops {
 			earliest(op.retryAt)
 		}
-		if !c.applying && c.dirty {
-			earliest(c.applyAt)
+		if !c.applying {
+			earliest(c.repairAt)
+			if c.dirty {
+				earliest(c.applyAt)
+			}
 		}
 		if c.observing == 0 {
 			earliest(c.resyncAt)

@@ -194,6 +194,9 @@ func (d *Daemon) Del(ctx context.Context, req DelRequest) (DelReply, error) {
 // SetVPCCIDRs tells the daemon the VPC's ranges, which pods reach without source NAT.
 func (d *Daemon) SetVPCCIDRs(cidrs []netip.Prefix) { d.dispatch(evVPC{cidrs}) }
 
+// HostChanged tells the daemon that the host's network may not be as it left it.
+func (d *Daemon) HostChanged() { d.dispatch(evHost{}) }
+
 // View copies everything the daemon knows.
 func (d *Daemon) View() View {
 	d.mu.Lock()

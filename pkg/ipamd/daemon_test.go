@@ -766,17 +766,55 @@ func TestDelOfReleasedSandboxWaitsForTheCommit(t *testing.T) {
 		r.mustAdd(1)
 		time.Sleep(time.Minute)
 		r.disk.slow(time.Second)
-		go r.mustDel(1)
+		first := make(chan error, 1)
+		go func() {
+			_, err := r.Del(context.Background(), DelRequest{Sandbox: pod(1).Sandbox})
+			first <- err
+		}()
 		time.Sleep(10 * time.Millisecond)
 		start := time.Now()
 		_, err := r.Del(context.Background(), DelRequest{Sandbox: pod(1).Sandbox})
 		if !errors.Is(err, datastore.ErrUnknownPod) || time.Since(start) < 900*time.Millisecond {
 			t.Errorf("%v after %s: a crash now would bring the address back", err, time.Since(start))
 		}
+		if err := <-first; err != nil {
+			t.Errorf("the first DEL: %v", err)
+		}
 		if n := len(r.disk.last().Allocations); n != 0 {
 			t.Errorf("%d allocations are durable", n)
 		}
 		r.disk.slow(0)
+		r.stop()
+	})
+}
+
+func TestHostIsRepairedAtAPace(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, warmENI(1))
+		<-r.Ready()
+		time.Sleep(time.Minute)
+		applies := func() uint64 { return r.View().Counters.Applies }
+		before := applies()
+		r.HostChanged()
+		time.Sleep(time.Millisecond)
+		if n := applies() - before; n != 1 {
+			t.Errorf("a change of the host made %d applies, want 1 at once", n)
+		}
+		// Somebody undoes all that is done, every 10 ms for 5 s.
+		before = applies()
+		for range 500 {
+			r.HostChanged()
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := applies() - before; n < 5 || n > 11 {
+			t.Errorf("%d applies in 5 s, want about 2 a second", n)
+		}
+		time.Sleep(time.Minute)
+		before = applies()
+		time.Sleep(time.Hour)
+		if n := applies() - before; n != 0 {
+			t.Errorf("%d applies after the host was left alone", n)
+		}
 		r.stop()
 	})
 }

@@ -51,6 +51,8 @@ type (
 	}
 	// evTimer says that the time asked for by effTimer has come.
 	evTimer struct{}
+	// evHost says that the host's network may have been changed.
+	evHost struct{}
 	// evVPC says that the VPC's ranges changed.
 	evVPC struct{ cidrs []netip.Prefix }
 )
@@ -64,6 +66,7 @@ func (evCommitted) isEvent() {}
 func (evCalled) isEvent()    {}
 func (evApplied) isEvent()   {}
 func (evTimer) isEvent()     {}
+func (evHost) isEvent()      {}
 func (evVPC) isEvent()       {}
 
 // An effect is something for the shell to do.

@@ -18,6 +18,23 @@ type network struct {
 	applyAt    time.Time // no effApply before
 	applyFails int
 	netVersion uint64 // counts effApply
+	appliedAt  time.Time
+	repairAt   time.Time // when to look at what somebody else changed; zero: nothing was
+}
+
+// hostChanged hears that something of ours on the host may have been changed, by somebody else or by this daemon's own
+// last Apply. Whatever Apply comes first puts it right.
+func (c *controller) hostChanged(now time.Time) {
+	if c.repairAt.IsZero() {
+		c.repairAt = now
+	}
+	c.paceRepair()
+}
+
+func (c *controller) paceRepair() {
+	if paced := c.appliedAt.Add(repairPace); !c.repairAt.IsZero() && c.repairAt.Before(paced) {
+		c.repairAt = paced
+	}
 }
 
 func (c *controller) vpcChanged(cidrs []netip.Prefix) {
@@ -30,10 +47,14 @@ func (c *controller) vpcChanged(cidrs []netip.Prefix) {
 }
 
 func (c *controller) applyIfDue(now time.Time) {
-	if c.applying || !c.dirty || now.Before(c.applyAt) || len(c.enis) == 0 {
+	if c.applying || len(c.enis) == 0 {
 		return
 	}
-	c.applying, c.dirty = true, false
+	repair := !c.repairAt.IsZero() && !now.Before(c.repairAt)
+	if !repair && (!c.dirty || now.Before(c.applyAt)) {
+		return
+	}
+	c.applying, c.dirty, c.repairAt = true, false, time.Time{}
 	c.netVersion++
 	c.counters.Applies++
 	c.emit(effApply{c.hostConfig(now)})
@@ -57,7 +78,8 @@ func (c *controller) hostConfig(now time.Time) hostnet.Config {
 
 // applied makes usable what the host's network is ready for, and nothing else.
 func (c *controller) applied(ev evApplied, now time.Time) {
-	c.applying = false
+	c.applying, c.appliedAt = false, now
+	c.paceRepair()
 	if ev.err != nil {
 		c.counters.ApplyErrors++
 		c.applyFails++

@@ -60,7 +60,6 @@ type operation struct {
 	spec    awsutils.NewENI
 	created awsutils.ENI // create: what EC2 made
 	unsure  bool         // create: there may be an ENI although no answer said so
-	begun   bool         // remove: the ENI was ours to use (not: created and never attached)
 	attach  string
 	netVer  uint64 // remove: the version of the host's network that does without the ENI
 	method  method // observe
