@@ -31,6 +31,7 @@ const podsElsewhere = perENI + 2
 // grow fills the first node up, one pod after the other.
 func (s *scene) grow(ctx context.Context) error {
 	s.step("n1 grows from 1 to %d pods", maxPods)
+	s.expectENIs("n1", 1)
 	var slowest time.Duration
 	for i := 1; i <= maxPods; i++ {
 		took, err := s.addPod(ctx, ctx, "n1", i)
@@ -177,7 +178,7 @@ func (s *scene) expectENIs(node string, want int) {
 	if !ok {
 		err = fmt.Errorf("want %d", want)
 	}
-	s.add("scale", fmt.Sprintf("ENIs of %s become %d", node, want), fmt.Sprintf("%d, after %.1f s", len(s.attached(node)), took.Seconds()), err)
+	s.add("scale", fmt.Sprintf("ENIs of %s: %d", node, want), fmt.Sprintf("%d after %.1f s", len(s.attached(node)), took.Seconds()), err)
 }
 
 // expectNoneLeft waits until every ENI that was detached is deleted.
