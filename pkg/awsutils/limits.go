@@ -49,6 +49,9 @@ func (e *EC2) InstanceTypeLimits(ctx context.Context, instanceType string) (Limi
 		Hypervisor:  string(info.Hypervisor),
 		BareMetal:   aws.ToBool(info.BareMetal),
 	}
+	if info.VCpuInfo != nil {
+		l.VCPUs = int(aws.ToInt32(info.VCpuInfo.DefaultVCpus))
+	}
 	for _, card := range network.NetworkCards {
 		l.Cards = append(l.Cards, CardLimits{
 			Index: int(aws.ToInt32(card.NetworkCardIndex)),

@@ -34,6 +34,7 @@ func TestInstanceTypeLimits(t *testing.T) {
 	const typesXML = "<DescribeInstanceTypesResponse><instanceTypeSet>"
 	w := &wire{answers: []answer{
 		ok(typesXML + `<item><instanceType>x99.large</instanceType><hypervisor>nitro</hypervisor><bareMetal>false</bareMetal>
+<vCpuInfo><defaultVCpus>2</defaultVCpus></vCpuInfo>
 <networkInfo><maximumNetworkInterfaces>10</maximumNetworkInterfaces><ipv4AddressesPerInterface>30</ipv4AddressesPerInterface>
 <defaultNetworkCardIndex>1</defaultNetworkCardIndex><networkCards>
 <item><networkCardIndex>1</networkCardIndex><maximumNetworkInterfaces>8</maximumNetworkInterfaces></item>
@@ -47,7 +48,7 @@ func TestInstanceTypeLimits(t *testing.T) {
 	}}
 	e, _ := client(t, w)
 	for _, want := range []Limits{
-		{ENIs: 8, IPv4PerENI: 30, Cards: []CardLimits{{0, 2}, {1, 8}}, DefaultCard: 1, Hypervisor: "nitro"},
+		{ENIs: 8, IPv4PerENI: 30, Cards: []CardLimits{{0, 2}, {1, 8}}, DefaultCard: 1, Hypervisor: "nitro", VCPUs: 2},
 		{ENIs: 4, IPv4PerENI: 15, Cards: []CardLimits{{0, 4}}, Hypervisor: "unknown", BareMetal: true},
 	} {
 		if got, err := e.InstanceTypeLimits(t.Context(), "x99.large"); err != nil || !reflect.DeepEqual(got, want) {

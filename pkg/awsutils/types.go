@@ -63,6 +63,7 @@ type Limits struct {
 	Hypervisor  string // nitro, xen or unknown
 	BareMetal   bool
 	Trunking    bool
+	VCPUs       int // virtual CPUs by default; known to EC2 only, 0 in the table built in
 }
 
 // CardLimits are the limits of one network card.
