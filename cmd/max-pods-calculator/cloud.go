@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -61,7 +60,7 @@ func (a *awsCloud) findRegion(ctx context.Context) (string, error) {
 		return cfg.Region, nil
 	}
 	if _, err := a.InstanceType(ctx); err != nil {
-		return "", errors.Join(errors.New("no region to ask ec2 in: AWS_REGION is not set, and imds does not answer"), err)
+		return "", fmt.Errorf("no region to ask ec2 in: AWS_REGION is not set, and imds does not answer: %w", err)
 	}
 	return a.region, nil
 }
