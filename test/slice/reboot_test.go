@@ -1,0 +1,42 @@
+package slice
+
+import (
+	"testing"
+	"time"
+)
+
+// TestReboot: a power cut takes the pods, the journal and the state file; the ENIs stay attached, come up bare, and
+// serve again without a new one being made.
+func TestReboot(t *testing.T) {
+	l := lab(t, one(100*time.Millisecond, nil))
+	n := l.Nodes()[0]
+	for i, err := range burst(t.Context(), l, 8) {
+		if err != nil {
+			t.Fatalf("%s: %v", podName(i), err)
+		}
+	}
+	eventually(t, 10*time.Second, "three ENIs", func() bool { return len(attachedENIs(l, n)) == 3 })
+	l.Cloud().ResetRequests()
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Boot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.CollectGarbage(t.Context()); err != nil {
+		t.Errorf("the kubelet's DELs of what is gone: %v", err)
+	}
+	for i, err := range burst(t.Context(), l, 15) {
+		if err != nil {
+			t.Fatalf("%s: %v", podName(i), err)
+		}
+	}
+	for action, count := range calls(l, n) {
+		if action != "DescribeNetworkInterfaces" {
+			t.Errorf("%d × %s after the reboot", count, action)
+		}
+	}
+	checkHolders(t, l, n)
+	checkReachable(t, l)
+	checkDrops(t, l)
+}
