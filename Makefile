@@ -9,7 +9,6 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # grpcnotrace keeps golang.org/x/net/trace, html/template and reflection out of the binaries: less to load per pod.
 TAGS := grpcnotrace
 LDFLAGS := -s -w -X vpccni/pkg/version.Version=$(VERSION)
-BINARIES := aws-cni aws-k8s-agent grpc-health-probe vpclab
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # One package per line of work: the packages whose tests need a kernel network run in namespaces of their own.
@@ -32,7 +31,7 @@ build: ## all binaries into bin/
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/aws-cni ./cmd/routed-eni-cni-plugin
 	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/ \
-		./cmd/aws-k8s-agent ./cmd/grpc-health-probe ./cmd/vpclab
+		./cmd/aws-k8s-agent ./cmd/grpc-health-probe ./cmd/max-pods-calculator ./cmd/vpclab
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/portmap \
 		github.com/containernetworking/plugins/plugins/meta/portmap
 

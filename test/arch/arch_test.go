@@ -30,12 +30,12 @@ type rule struct {
 var rules = []rule{
 	{
 		name:  "the product does not know the lab or the tests",
-		of:    []string{"./pkg/...", "./rpc/...", "./cmd/aws-k8s-agent", "./cmd/routed-eni-cni-plugin", "./cmd/grpc-health-probe"},
+		of:    []string{"./pkg/...", "./rpc/...", "./cmd/aws-k8s-agent", "./cmd/routed-eni-cni-plugin", "./cmd/grpc-health-probe", "./cmd/max-pods-calculator"},
 		never: []string{"vpccni/lab", "vpccni/test"},
 	},
 	{
 		name: "datastore and warmpool decide: no I/O, logger, AWS or kernel",
-		of:   []string{"./pkg/ipamd/datastore", "./pkg/ipamd/warmpool"},
+		of:   []string{"./pkg/ipamd/datastore", "./pkg/ipamd/warmpool", "./pkg/maxpods"},
 		never: []string{
 			"github.com/", "google.golang.org/", "k8s.io/", "golang.org/", "net/http", "log/slog",
 			"vpccni/pkg/awsutils", "vpccni/pkg/networkutils", "vpccni/pkg/config", "vpccni/rpc",
