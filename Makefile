@@ -40,10 +40,13 @@ test: ## every test, with the race detector, in shuffled order
 	@$(MAKE) --no-print-directory build
 	$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -tags $(TAGS) ./...
 
-chaos: ## the long versions of the randomised tests (about 20 minutes)
+chaos: ## the long versions of the randomised tests; seeds are printed (about 15 minutes)
 	@scripts/deps.sh build net race
 	@$(MAKE) --no-print-directory build
-	CHAOS=1 $(GO) test -race -shuffle=on -timeout 60m -tags $(TAGS) -v -run 'Chaos|Property|Model' ./test/... ./pkg/ipamd/...
+	CHAOS=1 $(GO) test -count=1 -timeout 30m -tags $(TAGS) -v -run Chaos ./test/slice
+	$(GO) test -race -count=1 -timeout 30m -tags $(TAGS) ./pkg/ipamd -run 'RandomWorlds|DeathBetween' -args -worlds 4000
+	$(GO) test -race -count=5 -timeout 30m -tags $(TAGS) -run 'Properties|AgainstModel|Invariants|ManyAtOnce|Transition' \
+		./pkg/ipamd/warmpool ./pkg/ipamd/datastore ./lab/ec2 ./pkg/networkutils/hostnet
 
 bench: ## what ADD, DEL and a packet cost, beside their floors (BENCH_JSON=FILE writes the figures as JSON)
 	@scripts/deps.sh build net
