@@ -29,7 +29,7 @@ func newLogger(file, level string) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: parseLevel(level), ReplaceAttr: knownKeys}))
 }
 
-// knownKeys writes level and time as log pipelines know them.
+// knownKeys writes level and time as log pipelines know them, and durations with their unit, as ipamd does.
 func knownKeys(groups []string, a slog.Attr) slog.Attr {
 	switch {
 	case len(groups) > 0:
@@ -37,6 +37,8 @@ func knownKeys(groups []string, a slog.Attr) slog.Attr {
 		a = slog.String("ts", a.Value.Time().Format(timeFormat))
 	case a.Key == slog.LevelKey:
 		a.Value = slog.StringValue(strings.ToLower(a.Value.String()))
+	case a.Value.Kind() == slog.KindDuration:
+		a.Value = slog.StringValue(a.Value.Duration().String())
 	}
 	return a
 }
