@@ -33,6 +33,7 @@ const (
 	maxAnswer = 65535 // the initial window
 
 	refusedStream = 0x7 // error code: the request was not looked at
+	cancelStream  = 0x8 // error code: the server ends the call
 )
 
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -178,8 +179,16 @@ func (r *reader) take(typ, flags byte, id uint32, payload []byte) (bool, error) 
 	}
 	switch typ {
 	case frameReset:
-		if len(payload) == 4 && binary.BigEndian.Uint32(payload) == refusedStream {
+		code := uint32(0)
+		if len(payload) == 4 {
+			code = binary.BigEndian.Uint32(payload)
+		}
+		switch code {
+		case refusedStream:
 			return false, &Status{Unavailable, "the server refuses the call"}
+		case cancelStream:
+			// The server knows the caller's deadline, and its clock can be the first to reach it.
+			return false, &Status{DeadlineExceeded, "the server gave the call up"}
 		}
 		return false, &Status{Internal, "the server broke the call off"}
 	case frameData:

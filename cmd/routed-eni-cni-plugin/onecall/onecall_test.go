@@ -255,6 +255,7 @@ func TestFrames(t *testing.T) {
 		"goaway before us":   {code: Unavailable, input: appendFrame(nil, frameGoAway, 0, 0, make([]byte, 8))},
 		"goaway after us":    {want: "hi", input: frames(appendFrame(nil, frameGoAway, 0, 0, []byte{0, 0, 0, 1, 0, 0, 0, 0}), good)},
 		"refused":            {code: Unavailable, input: appendFrame(nil, frameReset, 0, 1, []byte{0, 0, 0, refusedStream})},
+		"given up":           {code: DeadlineExceeded, input: appendFrame(nil, frameReset, 0, 1, []byte{0, 0, 0, cancelStream})},
 		"reset":              {code: Internal, input: appendFrame(nil, frameReset, 0, 1, []byte{0, 0, 0, 2})},
 		"closed":             {code: Unavailable, input: good[:len(good)-3]},
 		"not gRPC":           {code: Unavailable, input: appendFrame(nil, frameHeaders, flagEndHeaders|flagEndStream, 1, headers(":status", "404"))},
