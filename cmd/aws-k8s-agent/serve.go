@@ -12,6 +12,7 @@ import (
 
 	"vpccni/pkg/awsutils"
 	"vpccni/pkg/config"
+	"vpccni/pkg/delnote"
 	"vpccni/pkg/ipamd"
 	"vpccni/pkg/ipamd/audit"
 	"vpccni/pkg/ipamd/bootstrap"
@@ -86,6 +87,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	auditor := audit.New(audit.Options{
 		Restored: restored.Allocations, Links: audit.Links, Allocator: daemon, Clock: clock, Log: log,
 	})
+	notes := audit.NewNotes(audit.NotesOptions{Dir: delnote.Node, Releaser: daemon, Clock: clock, Log: log})
 	server := rpcserver.New(rpcserver.Options{
 		Socket: names.IPAMDSocket, Allocator: auditor, Log: log,
 		Agent: rpcserver.AgentConfig{
@@ -112,6 +114,9 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		case <-ctx.Done():
 			return nil
 		}
+		// What pods let go of while nobody listened can be had by the first one that asks.
+		notes.Look(ctx)
+		group.Go(func() error { notes.Run(ctx); return nil })
 		return server.Serve(ctx)
 	})
 	group.Go(func() error {

@@ -167,9 +167,17 @@ func TestDelWithoutIPAMD(t *testing.T) {
 	stale := n.sandbox("c5", "web-5")
 	stale.prevResult = strings.ReplaceAll(n.mustRun("ADD", stale), "10.0.0.5/32", "10.0.0.4/32")
 	n.ipamd.Stop()
+	if notes := n.notes(); len(notes) != 0 {
+		t.Fatalf("notes of DELs that did not happen: %v", notes)
+	}
 
+	// One whose note cannot be written.
+	silent := n.sandbox("c6", "web-6")
+	mend := n.breakNote("c6")
+
+	began := time.Now()
 	var wg sync.WaitGroup
-	for _, s := range []sandbox{current, current, old, chained, bare, stale} {
+	for _, s := range []sandbox{current, current, old, chained, bare, stale, silent} {
 		wg.Go(func() {
 			if out, ok := n.run("DEL", s); !ok || out != "" {
 				t.Errorf("DEL of %s: %s", s.pod, out)
@@ -182,6 +190,30 @@ func TestDelWithoutIPAMD(t *testing.T) {
 		if strings.Contains(routes, addr) != want {
 			t.Errorf("route to %s: %t, want %t\n%s", addr, !want, want, routes)
 		}
+	}
+
+	mend()
+	notes := n.notes()
+	for _, s := range []sandbox{current, old, chained, bare, stale} {
+		note, ok := notes[s.id]
+		if !ok || note.NetworkName != "aws-cni" || note.IfName != "eth0" || note.Namespace != "default" || note.Pod != s.pod ||
+			note.Time.Before(began) || note.Time.After(time.Now()) {
+			t.Errorf("note of %s: %t %+v", s.pod, ok, note)
+		}
+	}
+	if len(notes) != 5 {
+		t.Errorf("%d notes, want 5", len(notes))
+	}
+	// A sandbox that is set up again is not gone, one that ipamd is asked about needs no note.
+	n.startIPAMD(ipamdtest.Config{})
+	n.mustRun("ADD", bare)
+	n.mustRun("DEL", bare)
+	n.mustRun("DEL", bare)
+	if _, ok := n.notes()["c4"]; ok {
+		t.Error("the note of a sandbox that was set up again is left")
+	}
+	if notes := n.notes(); len(notes) != 4 {
+		t.Errorf("%d notes, want 4", len(notes))
 	}
 }
 

@@ -10,8 +10,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"vpccni/cmd/routed-eni-cni-plugin/ipamdtest"
+	"vpccni/pkg/delnote"
 	"vpccni/pkg/networkutils/nstest"
 	"vpccni/pkg/version"
 
@@ -59,6 +61,7 @@ func newNode(t *testing.T, conf ipamdtest.Config) *node {
 	n.host = nstest.New(t)
 	n.host.Run("ip", "link", "add", "eth0", "type", "veth")
 	n.startIPAMD(conf)
+	n.Cleanup(func() { _ = os.RemoveAll(string(delnote.Node)) })
 	return n
 }
 
@@ -165,6 +168,42 @@ func (n *node) routes() string {
 
 func (n *node) pods() int {
 	return strings.Count(n.host.Run("ip", "-o", "link", "show", "type", "veth"), ": eni")
+}
+
+// notes are the notes of DELs without ipamd, by container.
+func (n *node) notes() map[string]delnote.Note {
+	n.Helper()
+	list, problems := delnote.Node.Read(time.Now())
+	if len(problems) > 0 {
+		n.Error(problems)
+	}
+	notes := map[string]delnote.Note{}
+	for _, note := range list {
+		notes[note.ContainerID] = note
+	}
+	return notes
+}
+
+// breakNote puts something in the place of a container's note that no file can replace, until mend takes it away.
+func (n *node) breakNote(container string) (mend func()) {
+	n.Helper()
+	key := delnote.Key{NetworkName: "aws-cni", ContainerID: container, IfName: "eth0"}
+	if err := delnote.Node.Write(delnote.Note{Key: key, Time: time.Now()}); err != nil {
+		n.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(string(delnote.Node), "*"))
+	if err != nil || len(files) != 1 {
+		n.Fatalf("%q, %v", files, err)
+	}
+	if err := errors.Join(os.Remove(files[0]), os.Mkdir(files[0], 0o700)); err != nil {
+		n.Fatal(err)
+	}
+	return func() {
+		n.Helper()
+		if err := os.Remove(files[0]); err != nil {
+			n.Error(err)
+		}
+	}
 }
 
 // checkLog holds the log's bounds: JSON, nothing secret, at most 3 lines for people per execution.

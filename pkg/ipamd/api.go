@@ -5,6 +5,7 @@ package ipamd
 import (
 	"fmt"
 	"net/netip"
+	"time"
 )
 
 // Sandbox names one interface of one pod sandbox: the key of an allocation.
@@ -37,6 +38,9 @@ type DelRequest struct {
 	Sandbox
 	Namespace string
 	Pod       string
+	// Gone, unless zero, is since when the sandbox is gone, for a request that comes late: the address cools from then
+	// on, and an ADD of the same sandbox that came later stands.
+	Gone time.Time
 }
 
 // DelReply is what a sandbox held.

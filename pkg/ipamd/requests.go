@@ -195,21 +195,12 @@ func (c *controller) addEnded(ev evAddEnded, now time.Time) {
 func (c *controller) delRequested(ev evDel, now time.Time) {
 	c.counters.Dels++
 	key := ev.req.key()
-	// ADDs of the same sandbox that have no answer yet will not be needed.
-	var waited bool
-	for _, a := range c.addsOf(key) {
-		waited = true
-		c.queue = slices.DeleteFunc(c.queue, func(x *add) bool { return x == a })
-		c.next.adds = slices.DeleteFunc(c.next.adds, func(x *add) bool { return x == a })
-		c.refuse(a, &Refusal{CodeCancelled, "a DEL of the same sandbox came first"})
-	}
-	release := c.store.Release
-	if waited && c.sandboxes[key] != nil && c.sandboxes[key].fresh && !c.sandboxes[key].delivered {
-		release = c.store.Undo
-	}
-	alloc, err := release(key, now)
-	if s := c.sandboxes[key]; s != nil {
-		s.fresh = false
+	var alloc datastore.Allocation
+	var err error
+	if gone := ev.req.Gone; gone.IsZero() {
+		alloc, err = c.releaseNow(key, now)
+	} else {
+		alloc, err = c.store.ReleaseGone(key, gone, now)
 	}
 	c.planBy(foldWindow, now)
 	if err != nil {
@@ -225,6 +216,25 @@ func (c *controller) delRequested(ev evDel, now time.Time) {
 	c.releasing[key]++
 	c.next.dels = append(c.next.dels, &del{id: ev.id, key: key, alloc: alloc})
 	c.freeLost(alloc.ENI)
+}
+
+// releaseNow takes back what a sandbox holds, and refuses its ADDs that have no answer yet: they will not be needed.
+func (c *controller) releaseNow(key datastore.Key, now time.Time) (datastore.Allocation, error) {
+	var waited bool
+	for _, a := range c.addsOf(key) {
+		waited = true
+		c.queue = slices.DeleteFunc(c.queue, func(x *add) bool { return x == a })
+		c.next.adds = slices.DeleteFunc(c.next.adds, func(x *add) bool { return x == a })
+		c.refuse(a, &Refusal{CodeCancelled, "a DEL of the same sandbox came first"})
+	}
+	release := c.store.Release
+	if s := c.sandboxes[key]; s != nil {
+		if waited && s.fresh && !s.delivered {
+			release = c.store.Undo
+		}
+		s.fresh = false
+	}
+	return release(key, now)
 }
 
 // addsOf lists the ADDs of a sandbox that have no answer, by arrival.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"vpccni/pkg/delnote"
 	"vpccni/pkg/networkutils/podnet"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -35,9 +36,11 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 		p.teardownPrevious(ctx, c)
 		return nil
 	case err != nil:
-		// ipamd keeps the address allocated until it finds, at its next start, that the pod has no interface.
+		// Until ipamd has read the note, the address stays allocated.
+		since := time.Now()
 		c.log.Warn("deleted without ipamd", "err", err)
 		p.teardownPrevious(ctx, c)
+		leaveNote(ctx, c, since)
 		return nil
 	case !reply.success:
 		return errors.New("del cmd: failed to process delete request")
@@ -62,6 +65,30 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 	}
 	c.log.Info("deleted", "ips", remains.Addresses)
 	return nil
+}
+
+// leaveNote tells ipamd, for when it is back, since when the pod is gone. Without the note it finds at its next start
+// that the pod has no interface, so a pod's DEL does not fail for it either.
+func leaveNote(ctx context.Context, c *call, since time.Time) {
+	err := ctx.Err() // after the deadline the runtime may be at the pod's next sandbox
+	if err == nil {
+		err = delnote.Node.Write(delnote.Note{Key: c.noteKey(), Namespace: c.pod.namespace(), Pod: c.pod.name(), Time: since})
+	}
+	if err != nil {
+		c.log.Warn("no note for ipamd: the address stays allocated for longer", "err", err)
+	}
+}
+
+// takeNoteBack makes sure that no note of an earlier DEL says that the sandbox is gone.
+func takeNoteBack(c *call) {
+	if err := delnote.Node.Remove(c.noteKey()); err != nil {
+		// ipamd does not believe a note that is older than the last ADD.
+		c.log.Warn("the note of an earlier DEL is left", "err", err)
+	}
+}
+
+func (c *call) noteKey() delnote.Key {
+	return delnote.Key{NetworkName: c.conf.Name, ContainerID: c.args.ContainerID, IfName: c.args.IfName}
 }
 
 // teardownPrevious removes the routes that the ADD reported, as far as they still lead to this pod: without ipamd's

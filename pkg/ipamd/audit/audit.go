@@ -1,8 +1,9 @@
 // Package audit compares what the state file says with who lives on the node. The kernel says who lives: a pod has a
 // host veth whose name follows from its namespace and name.
 //
-// It covers the two gaps of a restart. An allocation whose ADD was cut short has no veth and may never be deleted
-// (Audit). And when the state file could not be read, the pod routes say which addresses are in use (Rebuild).
+// It covers the gaps of a restart. A pod that was deleted meanwhile has left a note (Notes). An allocation whose ADD was
+// cut short has no veth and may never be deleted (Audit). And when the state file could not be read, the pod routes say
+// which addresses are in use (Rebuild).
 package audit
 
 import (

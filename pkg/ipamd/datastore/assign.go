@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// Assign gives a sandbox an address. A sandbox that holds one already gets the same again. ErrNoAddress says that
-// none is usable now, ErrNotReady that the one it holds is on an ENI that cannot serve.
+// Assign gives a sandbox an address. A sandbox that holds one already gets the same again, as if it were new: what
+// somebody says of the sandbox's past (ReleaseGone) does not count any more. ErrNoAddress says that none is usable
+// now, ErrNotReady that the one it holds is on an ENI that cannot serve.
 //
 // The address is one that was never used or not for long, from the ENI with most pods, so that others become empty;
 // if there is none, the one that has been out of cooldown for longest.
@@ -16,6 +17,7 @@ func (s *Store) Assign(key Key, meta Meta, now time.Time) (a Allocation, repeat 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if h := s.keys[key]; h != nil {
+		h.time = now
 		if h.addr == nil || h.addr.block.state != ready || h.addr.block.eni.phase == Discovered {
 			return h.allocation(), true, fmt.Errorf("%s: %w", h.ip, ErrNotReady)
 		}
@@ -73,7 +75,23 @@ func (s *Store) Release(key Key, now time.Time) (Allocation, error) {
 	if h == nil {
 		return Allocation{}, ErrUnknownPod
 	}
-	s.drop(h, now, true)
+	s.drop(h, now, now)
+	return h.allocation(), nil
+}
+
+// ReleaseGone takes back the address of a sandbox that is gone since a time in the past; it has been cooling since
+// then. A sandbox that holds none, or has asked for it later than that, ends in ErrUnknownPod.
+func (s *Store) ReleaseGone(key Key, gone, now time.Time) (Allocation, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.find(key)
+	if h == nil || h.time.After(gone) {
+		return Allocation{}, ErrUnknownPod
+	}
+	if gone.After(now) {
+		gone = now
+	}
+	s.drop(h, gone, now)
 	return h.allocation(), nil
 }
 
@@ -85,7 +103,7 @@ func (s *Store) Undo(key Key, now time.Time) (Allocation, error) {
 	if h == nil {
 		return Allocation{}, ErrUnknownPod
 	}
-	s.drop(h, now, false)
+	s.drop(h, time.Time{}, now)
 	return h.allocation(), nil
 }
 
@@ -97,20 +115,21 @@ func (s *Store) find(key Key) *holding {
 	return s.keys[Key{NetworkName: migratedNetwork, ContainerID: key.ContainerID, IfName: migratedIfName}]
 }
 
-func (s *Store) drop(h *holding, now time.Time, used bool) {
+// drop ends a holding. The address cools from released on; the zero time says that it was not used.
+func (s *Store) drop(h *holding, released, now time.Time) {
 	s.unfile(h)
 	if h.addr == nil {
 		delete(s.unplaced, h.ip)
-		if used {
-			s.memory[h.ip] = now
+		if !released.IsZero() {
+			s.memory[h.ip] = released
 		}
 		return
 	}
 	a := h.addr
 	a.holder = nil
 	a.block.eni.assigned--
-	if used {
-		a.released = now
+	if !released.IsZero() {
+		a.released = released
 	}
 	s.enqueue(a, now)
 }

@@ -61,6 +61,10 @@ func TestAssignIsIdempotent(t *testing.T) {
 	s := newStore(t, 2)
 	a := s.mustAssign(t, 1, t0)
 	b, repeat, err := s.Assign(key(1), Meta{}, t0.Add(time.Hour))
+	if !b.Time.Equal(t0.Add(time.Hour)) {
+		t.Errorf("asked for again, and since %s", b.Time)
+	}
+	b.Time = a.Time
 	if err != nil || !repeat || a != b {
 		t.Errorf("%+v then %+v (repeat %v, %v)", a, b, repeat, err)
 	}
@@ -493,5 +497,52 @@ func BenchmarkAssignRelease(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+func TestReleaseGone(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, 1)
+	at := func(seconds int) time.Time { return t0.Add(time.Duration(seconds) * time.Second) }
+	first := s.mustAssign(t, 1, at(10))
+	if _, err := s.ReleaseGone(key(2), at(20), at(20)); !errors.Is(err, ErrUnknownPod) {
+		t.Errorf("a sandbox that holds nothing: %v", err)
+	}
+	if _, err := s.ReleaseGone(key(1), at(9), at(20)); !errors.Is(err, ErrUnknownPod) {
+		t.Errorf("gone before its address was asked for: %v", err)
+	}
+	// A repeated ADD makes it a new allocation.
+	s.mustAssign(t, 1, at(20))
+	if _, err := s.ReleaseGone(key(1), at(19), at(21)); !errors.Is(err, ErrUnknownPod) {
+		t.Errorf("gone before its address was asked for again: %v", err)
+	}
+	if a, err := s.ReleaseGone(key(1), at(20), at(40)); err != nil || a.Address != first.Address {
+		t.Errorf("released %+v, %v", a, err)
+	}
+	check(t, s)
+	// It cools from when the sandbox went.
+	if _, _, err := s.Assign(key(3), Meta{}, at(49)); !errors.Is(err, ErrNoAddress) {
+		t.Errorf("assigned while it cools: %v", err)
+	}
+	s.mustAssign(t, 3, at(50))
+	// A time to come is now.
+	if _, err := s.ReleaseGone(key(3), at(500), at(60)); err != nil {
+		t.Error(err)
+	}
+	if c := s.Cooling(at(60)); len(c) != 1 || !c[0].Until.Equal(at(90)) {
+		t.Errorf("cooling: %+v", c)
+	}
+}
+
+func TestReleaseGoneOfAnUnplacedAddress(t *testing.T) {
+	t.Parallel()
+	s := New(30*time.Second, 0)
+	if rejected := s.Restore([]Allocation{{Key: key(1), Address: ip("10.0.0.10"), Time: t0}}); rejected != nil {
+		t.Fatal(rejected)
+	}
+	_, err := s.ReleaseGone(key(1), t0.Add(10*time.Second), t0.Add(20*time.Second))
+	must(t, err)
+	if c := s.Cooling(t0.Add(20 * time.Second)); len(c) != 1 || !c[0].Until.Equal(t0.Add(40*time.Second)) {
+		t.Errorf("cooling: %+v", c)
 	}
 }

@@ -23,6 +23,7 @@ type modelAddr struct {
 	state       blockState
 	holder      *Key
 	released    time.Time
+	asked       time.Time // by its holder
 	quarantined bool
 }
 
@@ -175,15 +176,23 @@ func runModel(t *testing.T, seed uint64, steps int) {
 				m.keys[k] = a.Address
 				m.addrs[a.Address].holder = &k
 			}
+			if ip, holds := m.keys[k]; holds {
+				m.addrs[ip].asked = now
+			}
 		case 11, 12:
 			k := keyOf()
 			undo := r.IntN(4) == 0
-			f := s.Release
-			if undo {
+			f, released := s.Release, now
+			held, holds := m.keys[k]
+			switch {
+			case undo:
 				f = s.Undo
+			case r.IntN(3) == 0:
+				released = now.Add(-time.Duration(r.IntN(40)) * time.Second)
+				f = func(k Key, now time.Time) (Allocation, error) { return s.ReleaseGone(k, released, now) }
+				holds = holds && !m.addrs[held].asked.After(released)
 			}
 			a, err := f(k, now)
-			held, holds := m.keys[k]
 			if holds != (err == nil) || holds && a.Address != held {
 				fail("release: %+v %v, holds %s", a, err, held)
 			}
@@ -191,7 +200,7 @@ func runModel(t *testing.T, seed uint64, steps int) {
 				delete(m.keys, k)
 				m.addrs[held].holder = nil
 				if !undo {
-					m.addrs[held].released = now
+					m.addrs[held].released = released
 				}
 			}
 		case 13:
