@@ -12,7 +12,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vpccni/pkg/networkutils/nstest"
 )
+
+func TestMain(m *testing.M) { nstest.Main(m) }
 
 var t0 = time.Unix(1_800_000_000, 123456789)
 
@@ -257,6 +261,29 @@ func TestWriteFails(t *testing.T) {
 	}
 	if left := d.files(t); len(left) != 1 {
 		t.Errorf("left: %q", left)
+	}
+}
+
+func TestFullFileSystem(t *testing.T) {
+	t.Parallel()
+	for what, option := range map[string]string{"no block": "size=4096", "no inode": "nr_inodes=3"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			parent := t.TempDir()
+			if err := unix.Mount("tmpfs", parent, "tmpfs", 0, option); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = unix.Unmount(parent, unix.MNT_DETACH) })
+			d := Dir(filepath.Join(parent, "notes"))
+			d.mustWrite(t, note("a"))
+			if err := d.Write(note("b")); !errors.Is(err, unix.ENOSPC) {
+				t.Errorf("got %v", err)
+			}
+			if left := d.files(t); len(left) != 1 {
+				t.Errorf("left: %q", left)
+			}
+			d.wantRead(t, t0, "a")
+		})
 	}
 }
 
