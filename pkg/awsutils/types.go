@@ -65,6 +65,9 @@ type Limits struct {
 	Trunking    bool
 }
 
+// TakesPrefixes tells whether ENIs of the instance type can hold prefixes.
+func (l Limits) TakesPrefixes() bool { return l.Hypervisor == "nitro" || l.BareMetal }
+
 // CardLimits are the limits of one network card.
 type CardLimits struct {
 	Index int

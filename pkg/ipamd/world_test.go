@@ -232,7 +232,7 @@ func (w *world) checkPod(p *simPod, reply AddReply) {
 	}
 	wired := false
 	for _, e := range w.host.cfg.ENIs {
-		wired = wired || slices.Contains(e.Pool, single(p.addr)) && e.Device == reply.Device
+		wired = wired || e.Device == reply.Device && slices.ContainsFunc(e.Pool, func(b netip.Prefix) bool { return b.Contains(p.addr) })
 	}
 	if !wired {
 		w.problem("%s of pod %d is not wired", p.addr, p.n)
@@ -244,11 +244,19 @@ func (w *world) checkPod(p *simPod, reply AddReply) {
 
 func (w *world) eniOf(ip netip.Addr) *awsutils.ENI {
 	for _, e := range w.cloud.enis {
-		if e.InstanceID == testInstance && e.Status != "detaching" && slices.Contains(e.Secondary, ip) {
+		if e.InstanceID == testInstance && e.Status != "detaching" && onENI(e, ip) {
 			return e
 		}
 	}
 	return nil
+}
+
+func onENI(e *awsutils.ENI, ip netip.Addr) bool {
+	return slices.Contains(e.Secondary, ip) || anyContains(e.Prefixes, ip)
+}
+
+func anyContains(prefixes []netip.Prefix, ip netip.Addr) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
 // call makes a call at the cloud; before that it looks whether it takes something from a running pod.
@@ -264,7 +272,7 @@ func (w *world) call(c call) (r result) {
 			continue
 		}
 		e := w.eniOf(p.addr)
-		if c.method == callUnassign && slices.Contains(c.addrs, p.addr) || e != nil &&
+		if slices.Contains(c.addrs, p.addr) || anyContains(c.prefixes, p.addr) || e != nil &&
 			(c.method == callDetach && e.AttachmentID == c.attachment || c.method == callDelete && e.ID == c.eni) {
 			w.problem("%s takes %s from pod %d", c.method, p.addr, n)
 		}
@@ -294,6 +302,10 @@ func (w *world) call(c call) (r result) {
 		r.addrs, r.err = w.cloud.assign(c.eni, c.n, now)
 	case callUnassign:
 		r.err = w.cloud.unassign(c.eni, c.addrs, now)
+	case callAssignPrefixes:
+		r.prefixes, r.err = w.cloud.assignPrefixes(c.eni, c.n, now)
+	case callUnassignPrefixes:
+		r.err = w.cloud.unassignPrefixes(c.eni, c.prefixes, now)
 	case callWaitLink:
 		if there, _ := w.cloud.hasLink(c.mac, now); !there {
 			r.err = context.DeadlineExceeded
@@ -434,6 +446,8 @@ func (w *world) rest() {
 		for _, ip := range clone(e).Secondary {
 			want = append(want, single(ip))
 		}
+		want = append(want, e.Prefixes...)
+		slices.SortFunc(want, netip.Prefix.Compare)
 		if !slices.Equal(want, ledger[id]) {
 			w.problem("%s has %v in EC2 and %v in the ledger", id, want, ledger[id])
 		}
