@@ -48,7 +48,8 @@ func (e ENI) room(l Limits) int {
 
 // figures are the sums that the formulas of both directions use, in addresses.
 type figures struct {
-	total    int // held when everything in flight has arrived
+	held     int // of both kinds, when everything in flight has arrived
+	total    int // of these, what counts
 	usable   int // of these, neither assigned nor cooling nor quarantined
 	ready    int // ready to be handed out now
 	waiting  int // pods that wait
@@ -78,6 +79,7 @@ func sum(s State) figures {
 		f.usable += c.IPs + c.Prefixes*PrefixSize
 		f.inFlight = true
 	}
+	f.held = f.total
 	return f
 }
 

@@ -77,7 +77,7 @@ func (d *Decision) bring(s State, f figures, l Limits, g growth, now time.Time) 
 			continue
 		}
 		if room > 0 {
-			probed[e.Subnet] = n < wanted
+			probed[e.Subnet] = n < wanted || g.prefixes && s.Refusals.doubtful(e.Subnet)
 			d.Actions = append(d.Actions, Action{Kind: assignKind(g.prefixes), ENI: e.ID, Device: e.Device, N: n, Reason: g.why})
 			g.short, g.left = g.short-n, g.left-n
 		}
@@ -97,7 +97,9 @@ func (d *Decision) bring(s State, f figures, l Limits, g growth, now time.Time) 
 	for _, c := range s.Creating {
 		g.short -= max(l.IPsPerENI-c.IPs-c.Prefixes, 0)
 	}
-	d.create(s, f, l, g, now)
+	if !g.prefixes || !probed[s.Subnet] {
+		d.create(s, f, l, g, now)
+	}
 }
 
 // create covers what is left of a shortage with new ENIs.
@@ -168,7 +170,7 @@ func headroom(f figures, t Targets) int {
 	if t.MaxPods <= 0 {
 		return int(^uint(0) >> 1)
 	}
-	return t.MaxPods - f.total
+	return t.MaxPods - f.held
 }
 
 // growthOrder lists the ENIs with room, or with blocks of the other kind that could make room, the lowest device index

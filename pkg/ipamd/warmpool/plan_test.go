@@ -29,9 +29,16 @@ func brief(d Decision) string {
 
 func (a Action) brief() string {
 	switch a.Kind {
+	case AssignPrefixes:
+		return fmt.Sprintf("+%dp@%d", a.N, a.Device)
+	case UnassignPrefixes:
+		return fmt.Sprintf("-%dp@%d", a.N, a.Device)
 	case AssignIPs:
 		return fmt.Sprintf("+%d@%d", a.N, a.Device)
 	case CreateENI:
+		if a.Prefixes > 0 {
+			return fmt.Sprintf("new@%d:%dp", a.Device, a.Prefixes)
+		}
 		return fmt.Sprintf("new@%d:%d", a.Device, a.N)
 	case UnassignIPs:
 		return fmt.Sprintf("-%d@%d", a.N, a.Device)

@@ -21,6 +21,9 @@ func (d *Decision) shrink(s State, f figures, t Targets, l Limits, stuck bool, n
 		if stuck {
 			counted = e.Total
 		}
+		if stuck && e.Prefixes.Blocks > 0 {
+			continue // more prefixes are wanted
+		}
 		if counted > 0 && over < counted || over < 0 {
 			continue
 		}

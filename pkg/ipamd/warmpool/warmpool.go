@@ -241,7 +241,7 @@ func shortage(f figures, t Targets, l Limits) (short int, why func() string) {
 		why = func() string { return fmt.Sprintf("%d pods wait and %d addresses are free", f.waiting, f.usable) }
 	}
 	if t.MaxPods > 0 {
-		short = min(short, t.MaxPods-f.total)
+		short = min(short, t.MaxPods-f.held)
 	}
 	return max(short, 0), why
 }
