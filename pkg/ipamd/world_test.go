@@ -395,7 +395,7 @@ func (w *world) retry() {
 
 // rest stops the load and checks what must hold when everything has settled.
 func (w *world) rest() {
-	w.faulty = false
+	w.faulty, w.cloud.fragmented = false, false
 	for range 3 {
 		w.run(time.Minute)
 		w.retry()
@@ -479,7 +479,11 @@ func (w *world) story() {
 		w.run(300 * time.Millisecond)
 	}
 	w.run(10 * time.Second)
-	for range 7 {
+	more := 7
+	if w.opts.Settings.Targets.Prefixes {
+		more = 80 // than the primary ENI's prefixes hold
+	}
+	for range more {
 		w.add()
 	}
 	w.run(90 * time.Second)
@@ -497,12 +501,13 @@ func (w *world) story() {
 // one by one, and with whole ENIs.
 func TestDeathBetweenAnyTwoEffects(t *testing.T) {
 	t.Parallel()
-	for name, targets := range map[string]warmpool.Targets{"E1": {WarmENI: 1}, "W2M4": {WarmIP: 2, MinimumIP: 4}} {
+	for name, targets := range map[string]warmpool.Targets{"E1": {WarmENI: 1}, "W2M4": {WarmIP: 2, MinimumIP: 4},
+		"X1": {Prefixes: true, WarmPrefix: 1}} {
 		w := newWorld(1, targets)
 		w.story()
 		w.report(t, name)
 		points := w.effects
-		if points < 60 {
+		if points < 60 || w.cloud.count("AttachENI") == 0 || w.cloud.count("DeleteENI") == 0 {
 			t.Fatalf("%s: only %d effects in the story", name, points)
 		}
 		t.Logf("%s: %d points", name, points)
@@ -550,13 +555,16 @@ func randomWorld(t *testing.T, seed uint64) {
 	} else {
 		targets.WarmIP, targets.MinimumIP = r.IntN(5), r.IntN(8)
 	}
+	mode := r.IntN(3) // single addresses, prefixes, changes
+	targets.Prefixes, targets.WarmPrefix = mode == 1, r.IntN(2)
 	w := newWorld(seed, targets)
+	w.cloud.fragmented = mode > 0 && r.IntN(3) == 0
 	w.faulty = r.IntN(3) > 0
 	w.boot()
 	for range 60 {
 		switch r.IntN(8) {
 		case 0, 1, 2:
-			for range 1 + r.IntN(5) {
+			for range 1 + r.IntN(5+20*mode) {
 				w.add()
 			}
 		case 3, 4:
@@ -574,6 +582,13 @@ func randomWorld(t *testing.T, seed uint64) {
 				}
 			}
 		case 7:
+			if mode == 2 && r.IntN(2) == 0 {
+				w.opts.Settings.Targets.Prefixes = !w.opts.Settings.Targets.Prefixes
+				w.die()
+			}
+			if mode > 0 {
+				w.cloud.fragmented = r.IntN(3) == 0
+			}
 			if r.IntN(4) == 0 {
 				w.die()
 			}
