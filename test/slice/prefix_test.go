@@ -1,0 +1,99 @@
+package slice
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"vpccni/lab/cluster"
+)
+
+var prefixMode = map[string]string{"ENABLE_PREFIX_DELEGATION": "true", "WARM_PREFIX_TARGET": "1"}
+
+// TestPrefixDelegation: 40 pods at once on a t3.medium, which has 15 secondary addresses, take one call more, and all
+// reach each other. The pods beyond the primary ENI's prefixes are on another one.
+func TestPrefixDelegation(t *testing.T) {
+	spec := one(500*time.Millisecond, prefixMode)
+	spec.Env = maps.Clone(prefixMode)
+	spec.Env["MAX_ENI"] = "2"
+	l := lab(t, spec)
+	n := l.Nodes()[0]
+	eventually(t, 10*time.Second, "one prefix is ready", func() bool { return prefixesOf(l, n) == 1 })
+	l.Cloud().ResetRequests()
+	started := time.Now()
+	for i, err := range burst(t.Context(), l, 40) {
+		if err != nil {
+			t.Fatalf("%s: %v", podName(i), err)
+		}
+	}
+	t.Logf("40 ADDs took %s", time.Since(started).Round(time.Millisecond))
+	eventually(t, 10*time.Second, "a prefix is free", func() bool { return prefixesOf(l, n) == 4 })
+	want := map[string]int{"AssignPrivateIpAddresses": 1}
+	if got := calls(l, n); !maps.Equal(got, want) && !maps.Equal(got, map[string]int{"AssignPrivateIpAddresses": 2}) {
+		t.Errorf("EC2 calls %v, want %v", got, want)
+	}
+	checkPrefixHolders(t, l, n)
+	checkReachable(t, l)
+	checkDrops(t, l)
+}
+
+// TestPrefixesToTheLimit: the second ENI brings its prefixes along, and the limit is named.
+func TestPrefixesToTheLimit(t *testing.T) {
+	l := lab(t, cluster.Spec{
+		Nodes:       []cluster.NodeSpec{{Name: "n1", Type: "t3.small"}},
+		AttachDelay: 500 * time.Millisecond, DetachDelay: 500 * time.Millisecond,
+		Env: map[string]string{"ENABLE_PREFIX_DELEGATION": "true", "WARM_IP_TARGET": "1", "MAX_ENI": "2"},
+	})
+	n := l.Nodes()[0]
+	for i, err := range burst(t.Context(), l, 96) {
+		if err != nil {
+			t.Fatalf("%s: %v", podName(i), err)
+		}
+	}
+	if got := len(attachedENIs(l, n)); got != 2 || prefixesOf(l, n) != 6 {
+		t.Errorf("%d ENIs, %d prefixes, want 2 and 6", got, prefixesOf(l, n))
+	}
+	got := calls(l, n)
+	t.Logf("%d calls: %v", total(got), got)
+	if got["CreateNetworkInterface"] != 1 || got["AssignPrivateIpAddresses"] > 2 {
+		t.Errorf("EC2 calls %v", got)
+	}
+	_, err := l.PodAdd(t.Context(), "n1", namespace, "one-too-many")
+	if err == nil || !strings.Contains(err.Error(), "2 ENIs x 3 prefixes of 16") {
+		t.Errorf("the 97th pod got %v, want a refusal that names the limit", err)
+	}
+	checkPrefixHolders(t, l, n)
+	checkDrops(t, l)
+}
+
+func prefixesOf(l *cluster.Cluster, n *cluster.Node) int {
+	count := 0
+	for _, e := range attachedENIs(l, n) {
+		count += len(e.Prefixes)
+	}
+	return count
+}
+
+// checkPrefixHolders is checkHolders for pods whose addresses are all of prefixes.
+func checkPrefixHolders(t *testing.T, l *cluster.Cluster, n *cluster.Node) {
+	t.Helper()
+	var prefixes []netip.Prefix
+	for _, e := range l.Cloud().ENIsOf(n.InstanceID) {
+		prefixes = append(prefixes, e.Prefixes...)
+	}
+	held, seen := allocations(t, n), map[netip.Addr]bool{}
+	for _, p := range l.Pods(n.Name) {
+		if seen[p.Address] || held[p.ID] != p.Address ||
+			!slices.ContainsFunc(prefixes, func(at netip.Prefix) bool { return at.Contains(p.Address) }) {
+			t.Errorf("%s has %s; the state file says %v, EC2 %v", p.Name, p.Address, held[p.ID], prefixes)
+		}
+		seen[p.Address] = true
+		delete(held, p.ID)
+	}
+	if len(held) > 0 {
+		t.Errorf("leaked: %v", held)
+	}
+}
