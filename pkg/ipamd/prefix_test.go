@@ -238,6 +238,33 @@ func TestModeChangesUnderRunningPods(t *testing.T) {
 	})
 }
 
+// TestPrefixesServeFromTheJournal: a restart without EC2 hands out what is free of the prefixes.
+func TestPrefixesServeFromTheJournal(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, warmPrefix(1))
+		<-r.Ready()
+		held := r.mustAdd(0).Address
+		time.Sleep(time.Minute)
+		r.stop()
+		r.cloud.fail(func(string, int) fault { return fault{err: awsError("UnauthorizedOperation")} })
+		r.boot(warmPrefix(1))
+		<-r.Ready()
+		if again := r.mustAdd(0).Address; again != held {
+			t.Errorf("%s, had %s", again, held)
+		}
+		replies, errs, took := r.burst(1, 31)
+		if errs != nil || took > time.Second {
+			t.Fatalf("took %s: %v", took, errs)
+		}
+		for _, reply := range replies {
+			if reply.Address == held || reply.Device != 0 {
+				t.Errorf("%+v", reply)
+			}
+		}
+		r.stop()
+	})
+}
+
 func onSingle(r *rig, ip netip.Addr) bool {
 	for _, e := range r.View().ENIs {
 		for _, b := range e.Pool {

@@ -1,7 +1,6 @@
 package slice
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,15 +10,10 @@ import (
 	"vpccni/lab/cluster"
 )
 
-var prefixMode = map[string]string{"ENABLE_PREFIX_DELEGATION": "true", "WARM_PREFIX_TARGET": "1"}
-
-// TestPrefixDelegation: 40 pods at once on a t3.medium, which has 15 secondary addresses, take one call more, and all
-// reach each other. The pods beyond the primary ENI's prefixes are on another one.
+// TestPrefixDelegation: 40 pods at once on a t3.medium, which has 15 secondary addresses, are served without another ENI,
+// and all reach each other.
 func TestPrefixDelegation(t *testing.T) {
-	spec := one(500*time.Millisecond, prefixMode)
-	spec.Env = maps.Clone(prefixMode)
-	spec.Env["MAX_ENI"] = "2"
-	l := lab(t, spec)
+	l := lab(t, one(500*time.Millisecond, map[string]string{"ENABLE_PREFIX_DELEGATION": "true", "WARM_PREFIX_TARGET": "1"}))
 	n := l.Nodes()[0]
 	eventually(t, 10*time.Second, "one prefix is ready", func() bool { return prefixesOf(l, n) == 1 })
 	l.Cloud().ResetRequests()
@@ -31,9 +25,11 @@ func TestPrefixDelegation(t *testing.T) {
 	}
 	t.Logf("40 ADDs took %s", time.Since(started).Round(time.Millisecond))
 	eventually(t, 10*time.Second, "a prefix is free", func() bool { return prefixesOf(l, n) == 4 })
-	want := map[string]int{"AssignPrivateIpAddresses": 1}
-	if got := calls(l, n); !maps.Equal(got, want) && !maps.Equal(got, map[string]int{"AssignPrivateIpAddresses": 2}) {
-		t.Errorf("EC2 calls %v, want %v", got, want)
+	// Plugins start one after the other: ADDs that come after the first call may need another one.
+	got := calls(l, n)
+	t.Logf("EC2 calls: %v", got)
+	if total(got) != got["AssignPrivateIpAddresses"] || total(got) > 3 {
+		t.Errorf("EC2 calls %v, want one AssignPrivateIpAddresses for each of 3 prefixes at most", got)
 	}
 	checkPrefixHolders(t, l, n)
 	checkReachable(t, l)
@@ -58,7 +54,8 @@ func TestPrefixesToTheLimit(t *testing.T) {
 	}
 	got := calls(l, n)
 	t.Logf("%d calls: %v", total(got), got)
-	if got["CreateNetworkInterface"] != 1 || got["AssignPrivateIpAddresses"] > 2 {
+	// 6 prefixes, one of which at least came with the ENI.
+	if got["CreateNetworkInterface"] != 1 || got["AttachNetworkInterface"] != 1 || got["AssignPrivateIpAddresses"] > 5 {
 		t.Errorf("EC2 calls %v", got)
 	}
 	_, err := l.PodAdd(t.Context(), "n1", namespace, "one-too-many")
