@@ -294,6 +294,7 @@ func TestLostPrefix(t *testing.T) {
 		})
 		reply := r.mustAdd(0)
 		time.Sleep(time.Minute)
+		r.cloud.fail(nil)
 		if !lost.Contains(reply.Address) {
 			t.Fatalf("%s is not of %s", reply.Address, lost)
 		}

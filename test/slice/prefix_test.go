@@ -31,7 +31,7 @@ func TestPrefixDelegation(t *testing.T) {
 	if total(got) != got["AssignPrivateIpAddresses"] || total(got) > 3 {
 		t.Errorf("EC2 calls %v, want one AssignPrivateIpAddresses for each of 3 prefixes at most", got)
 	}
-	checkPrefixHolders(t, l, n)
+	checkBlocks(t, l, n)
 	checkReachable(t, l)
 	checkDrops(t, l)
 }
@@ -62,7 +62,7 @@ func TestPrefixesToTheLimit(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "2 ENIs x 3 prefixes of 16") {
 		t.Errorf("the 97th pod got %v, want a refusal that names the limit", err)
 	}
-	checkPrefixHolders(t, l, n)
+	checkBlocks(t, l, n)
 	checkDrops(t, l)
 }
 
@@ -74,12 +74,65 @@ func prefixesOf(l *cluster.Cluster, n *cluster.Node) int {
 	return count
 }
 
-// checkPrefixHolders is checkHolders for pods whose addresses are all of prefixes.
-func checkPrefixHolders(t *testing.T, l *cluster.Cluster, n *cluster.Node) {
+// TestModeSwitch: ipamd starts again with the other mode while pods run, as in a rolling update. Those that run keep
+// their addresses and reach the new ones, and what is unused of the other kind goes back.
+func TestModeSwitch(t *testing.T) {
+	l := lab(t, one(200*time.Millisecond, map[string]string{"WARM_ENI_TARGET": "1", "WARM_PREFIX_TARGET": "1",
+		"IP_COOLDOWN_PERIOD": "1", "POOL_SHRINK_DELAY": "2"}))
+	n := l.Nodes()[0]
+	add := func(from, to int) {
+		t.Helper()
+		for i := from; i < to; i++ {
+			if _, err := l.PodAdd(t.Context(), "n1", namespace, podName(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	restart := func(prefixes string) {
+		t.Helper()
+		if err := n.StopIPAMD(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		l.Spec().Env["ENABLE_PREFIX_DELEGATION"] = prefixes
+		if err := n.StartIPAMD(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	singles := func() (count int) {
+		for _, e := range attachedENIs(l, n) {
+			count += len(e.Secondary)
+		}
+		return count
+	}
+	add(0, 8)
+	restart("true")
+	eventually(t, 20*time.Second, "single addresses are those of the 8 pods", func() bool { return singles() == 8 && prefixesOf(l, n) == 1 })
+	add(8, 28)
+	checkBlocks(t, l, n)
+	checkReachable(t, l)
+	for i := range 8 {
+		if err := l.PodDel(t.Context(), "n1", namespace, podName(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, 20*time.Second, "no single address is left", func() bool { return singles() == 0 })
+	restart("false")
+	add(30, 34)
+	eventually(t, 20*time.Second, "prefixes are those with pods", func() bool { return prefixesOf(l, n) == 2 && singles() > 4 })
+	checkBlocks(t, l, n)
+	checkReachable(t, l)
+	checkDrops(t, l)
+}
+
+// checkBlocks is checkHolders for pods whose addresses may be of prefixes.
+func checkBlocks(t *testing.T, l *cluster.Cluster, n *cluster.Node) {
 	t.Helper()
 	var prefixes []netip.Prefix
 	for _, e := range l.Cloud().ENIsOf(n.InstanceID) {
 		prefixes = append(prefixes, e.Prefixes...)
+		for _, ip := range e.Secondary {
+			prefixes = append(prefixes, netip.PrefixFrom(ip, 32))
+		}
 	}
 	held, seen := allocations(t, n), map[netip.Addr]bool{}
 	for _, p := range l.Pods(n.Name) {
