@@ -403,7 +403,8 @@ func checkPrefixes(t testing.TB, e *eni) {
 		}
 	}
 	p := &e.prefixes
-	if n != len(p.blocks) || assigned != p.assigned || rested != p.rested || !slices.IsSortedFunc(p.blocks, func(x, y *block) int { return x.cidr.Compare(y.cidr) }) {
+	sorted := slices.IsSortedFunc(p.blocks, func(x, y *block) int { return x.cidr.Compare(y.cidr) })
+	if n != len(p.blocks) || assigned != p.assigned || rested != p.rested || !sorted {
 		t.Fatalf("prefixes of %s: %d, %d assigned, %d rested, has %d, %d, %d", e.ID, len(p.blocks), p.assigned, p.rested, n, assigned, rested)
 	}
 	st := p.state()

@@ -61,10 +61,10 @@ func (d *Decision) bring(s State, f figures, l Limits, g growth, now time.Time) 
 		if g.instead && !s.Refusals.noPrefix(e.Subnet, now) {
 			continue
 		}
-		room, other := e.room(l), e.part(!g.prefixes)
+		room := e.room(l)
 		if !e.Usable || e.Busy {
 			// Its room can be used as soon as it is ready, and sooner than that of a new ENI.
-			g.short -= room + other.Returning/blockSize(!g.prefixes)
+			g.short -= room + e.part(!g.prefixes).Returning/blockSize(!g.prefixes)
 			continue
 		}
 		wanted := g.take(room)
@@ -81,17 +81,8 @@ func (d *Decision) bring(s State, f figures, l Limits, g growth, now time.Time) 
 			d.Actions = append(d.Actions, Action{Kind: assignKind(g.prefixes), ENI: e.ID, Device: e.Device, N: n, Reason: g.why})
 			g.short, g.left = g.short-n, g.left-n
 		}
-		if n := min(other.Idle, g.short); n > 0 && !g.instead && (!g.prefixes || !s.Refusals.doubtful(e.Subnet)) {
-			if blocked := s.Refusals.until(OpUnassign, e.ID); blocked.After(now) {
-				d.wakeAt(blocked, now)
-				continue
-			}
-			// What is unused of the other kind takes the slots of what is wanted. An ENI takes one call at a time.
-			if room == 0 {
-				d.Actions = append(d.Actions, Action{Kind: unassignKind(!g.prefixes), ENI: e.ID, Device: e.Device, N: n,
-					Reason: "its slots are needed: " + g.why})
-			}
-			g.short -= n
+		if !g.instead {
+			g.short -= d.makeRoom(s, e, g, room > 0, now)
 		}
 	}
 	for _, c := range s.Creating {
@@ -100,6 +91,25 @@ func (d *Decision) bring(s State, f figures, l Limits, g growth, now time.Time) 
 	if !g.prefixes || !probed[s.Subnet] {
 		d.create(s, f, l, g, now)
 	}
+}
+
+// makeRoom gives back what is unused of the other kind and takes the slots of what is wanted. It returns how many slots
+// that will free; on an ENI that has a call to make already, the next plan does it. Single addresses are not given up
+// for prefixes that the subnet may not have.
+func (d *Decision) makeRoom(s State, e ENI, g growth, busy bool, now time.Time) int {
+	n := min(e.part(!g.prefixes).Idle, max(g.short, 0))
+	if n == 0 || g.prefixes && s.Refusals.doubtful(e.Subnet) {
+		return 0
+	}
+	if blocked := s.Refusals.until(OpUnassign, e.ID); blocked.After(now) {
+		d.wakeAt(blocked, now)
+		return 0
+	}
+	if !busy {
+		d.Actions = append(d.Actions, Action{Kind: unassignKind(!g.prefixes), ENI: e.ID, Device: e.Device, N: n,
+			Reason: "its slots are needed: " + g.why})
+	}
+	return n
 }
 
 // create covers what is left of a shortage with new ENIs.

@@ -66,12 +66,14 @@ func TestPlanPrefixes(t *testing.T) {
 		{"C3 W=5 of two free", ip(5, 0), small, state(0, prefixed(0, 0, 0, 0, 0)), "-1p@0"},
 		{"C3 W=5 of one free", ip(5, 0), small, state(0, prefixed(0, 0, 0, 0)), ""},
 
-		{"one call on each ENI with room, then new ones, exactly what is missing", x(1), medium, state(150, prefixed(0, 0, 0)), "+5p@0 new@1:5p new@2:1p"},
+		{"one call on each ENI with room, then new ones, exactly what is missing", x(1), medium, state(150, prefixed(0, 0, 0)),
+			"+5p@0 new@1:5p new@2:1p"},
 		{"never more than the slots", x(1), medium, state(500, prefixed(0, 2, 2)), "+3p@0 new@1:5p new@2:5p"},
 		{"a minimum is rounded up", ip(0, 33), medium, state(0, prefixed(0, 0, 0)), "+3p@0"},
 		{"what is asked for is not asked again", x(0), medium, state(16, asked(prefixed(0, 0, 0), 1)), ""},
 		{"room of a busy ENI comes before a new one", x(1), medium, state(20, asked(prefixed(0, 0, 0), 1)), ""},
-		{"nor what is being created", x(0), medium, State{ENIs: []ENI{prefixed(0, 5, 5)}, Waiting: 16, Subnet: "s", Creating: []Creating{{Device: 1, Prefixes: 1}}}, ""},
+		{"nor what is being created", x(0), medium,
+			State{ENIs: []ENI{prefixed(0, 5, 5)}, Waiting: 16, Subnet: "s", Creating: []Creating{{Device: 1, Prefixes: 1}}}, ""},
 		{"max-pods caps the step", upTo(x(3), 20), medium, state(0, prefixed(0, 0, 0)), "+2p@0"},
 		{"cooling is not free", x(1), medium, state(0, cooling(prefixed(0, 0, 0, 0), 1)), "+1p@0"},
 		{"MAX_ENI", x(1), Limits{ENIs: 3, IPsPerENI: 5, MaxENI: 1}, state(90, prefixed(0, 0, 0, 16, 16, 16, 16, 16)), ""},
@@ -90,7 +92,8 @@ func TestPlanPrefixes(t *testing.T) {
 		{"what stands in is kept", x(1), medium, none(state(0, prefixed(0, 4, 3))), ""},
 		{"what is too much of it is not", x(1), medium, none(state(0, prefixed(0, 4, 1))), "-2@0"},
 		{"after a while one prefix is asked for", x(3), medium, long(state(0, prefixed(0, 4, 3))), "+1p@0"},
-		{"no address is given up for a prefix that may not come", x(1), medium, long(state(0, prefixed(0, 5, 4), prefixed(1, 5, 5), prefixed(2, 5, 5))), ""},
+		{"no address is given up for a prefix that may not come", x(1), medium,
+			long(state(0, prefixed(0, 5, 4), prefixed(1, 5, 5), prefixed(2, 5, 5))), ""},
 
 		// From secondary IPs to prefixes.
 		{"unused addresses go when prefixes are there", x(1), medium, state(0, prefixed(0, 4, 2, 0)), "-2@0"},
