@@ -77,7 +77,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		return err
 	}
 	daemon, err = ipamd.New(ipamd.Options{
-		Settings: bootstrap.Settings(cfg), Identity: id, Limits: limits, Groups: instance.Groups,
+		Settings: bootstrap.Settings(cfg, limits, log), Identity: id, Limits: limits, Groups: instance.Groups,
 		VPCCIDRs: instance.VPCCIDRs, Subnets: instance.Subnets, Restored: restored,
 		EC2: ec2, Network: host, Checkpointer: store, Clock: clock, Log: log,
 	})

@@ -66,6 +66,9 @@ type Limits struct {
 	VCPUs       int // virtual CPUs by default; known to EC2 only, 0 in the table built in
 }
 
+// TakesPrefixes tells whether ENIs of the instance type can hold prefixes.
+func (l Limits) TakesPrefixes() bool { return l.Hypervisor == "nitro" || l.BareMetal }
+
 // CardLimits are the limits of one network card.
 type CardLimits struct {
 	Index int

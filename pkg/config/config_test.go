@@ -135,6 +135,26 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestPrefixDelegation: it needs a target of its own, as upstream's entrypoint has it. The manifest sets one.
+func TestPrefixDelegation(t *testing.T) {
+	t.Parallel()
+	for _, target := range []string{"WARM_PREFIX_TARGET=1", "WARM_IP_TARGET=1", "MINIMUM_IP_TARGET=1"} {
+		if c := load(t, "ENABLE_PREFIX_DELEGATION=true", target); !c.PrefixDelegation {
+			t.Errorf("%s: no prefix delegation", target)
+		}
+	}
+	for _, target := range []string{"WARM_ENI_TARGET=1", "WARM_PREFIX_TARGET=0", "WARM_PREFIX_TARGET=-1"} {
+		_, err := Load(env("ENABLE_IPv4=true", "ENABLE_PREFIX_DELEGATION=true", target))
+		if err == nil || !strings.Contains(err.Error(), "needs one of WARM_PREFIX_TARGET, WARM_IP_TARGET and MINIMUM_IP_TARGET above 0") {
+			t.Errorf("%s: got error %v", target, err)
+		}
+	}
+	c := load(t, "ENABLE_PREFIX_DELEGATION=true", "WARM_PREFIX_TARGET=1", "WARM_ENI_TARGET=1")
+	if note := value(t, c, "WARM_ENI_TARGET").Note; !strings.Contains(note, "ENABLE_PREFIX_DELEGATION") {
+		t.Errorf("note of a target that loses is %q", note)
+	}
+}
+
 func TestErrorsTogether(t *testing.T) {
 	t.Parallel()
 	_, err := Load(env("IP_COOLDOWN_PERIOD=x", "AWS_VPC_ENI_MTU=1", "ENABLE_POD_ENI=true"))

@@ -98,6 +98,9 @@ func newController(o Options, r *rand.Rand) *controller {
 		ops:   map[uint64]*operation{},
 		truth: truth{gone: map[string]time.Time{}},
 	}
+	if c.set.Targets.Prefixes {
+		c.store.PreferPrefixes()
+	}
 	if c.set.AddWait <= 0 {
 		c.set.AddWait = DefaultAddWait
 	}

@@ -350,6 +350,10 @@ func (d *Daemon) call(ctx context.Context, c call) (r result) {
 		r.addrs, r.err = d.o.EC2.AssignIPs(ctx, c.eni, c.n)
 	case callUnassign:
 		r.err = d.o.EC2.UnassignIPs(ctx, c.eni, c.addrs)
+	case callAssignPrefixes:
+		r.prefixes, r.err = d.o.EC2.AssignPrefixes(ctx, c.eni, c.n)
+	case callUnassignPrefixes:
+		r.err = d.o.EC2.UnassignPrefixes(ctx, c.eni, c.prefixes)
 	case callWaitLink:
 		r.err = d.o.Network.WaitLink(ctx, c.mac)
 	}

@@ -115,17 +115,19 @@ func (effLog) isEffect()    {}
 type method string
 
 const (
-	callDescribe      method = "DescribeENIs"      // of the instance
-	callDescribeByID  method = "DescribeENIsByID"  // eni
-	callDescribeByTag method = "DescribeENIsByTag" // of this instance
-	callCreate        method = "CreateENI"         // spec
-	callAttach        method = "AttachENI"         // eni, device, card
-	callProtect       method = "DeleteOnTermination"
-	callDetach        method = "DetachENI" // attachment
-	callDelete        method = "DeleteENI" // eni
-	callAssign        method = "AssignIPs" // eni, n
-	callUnassign      method = "UnassignIPs"
-	callWaitLink      method = "WaitLink" // mac
+	callDescribe         method = "DescribeENIs"      // of the instance
+	callDescribeByID     method = "DescribeENIsByID"  // eni
+	callDescribeByTag    method = "DescribeENIsByTag" // of this instance
+	callCreate           method = "CreateENI"         // spec
+	callAttach           method = "AttachENI"         // eni, device, card
+	callProtect          method = "DeleteOnTermination"
+	callDetach           method = "DetachENI" // attachment
+	callDelete           method = "DeleteENI" // eni
+	callAssign           method = "AssignIPs" // eni, n
+	callUnassign         method = "UnassignIPs"
+	callAssignPrefixes   method = "AssignPrefixes" // eni, n
+	callUnassignPrefixes method = "UnassignPrefixes"
+	callWaitLink         method = "WaitLink" // mac
 )
 
 // call is a call to make. Only the fields that its method needs are set.
@@ -138,6 +140,7 @@ type call struct {
 	card       int
 	n          int
 	addrs      []netip.Addr
+	prefixes   []netip.Prefix
 	spec       awsutils.NewENI
 	mac        net.HardwareAddr
 }
@@ -148,4 +151,5 @@ type result struct {
 	enis       []awsutils.ENI
 	attachment string
 	addrs      []netip.Addr
+	prefixes   []netip.Prefix
 }

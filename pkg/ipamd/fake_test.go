@@ -51,6 +51,8 @@ type cloud struct {
 	log         []string
 	counts      map[string]int
 	faults      func(call string, n int) fault
+	// fragmented has no free /28, whatever is free.
+	fragmented bool
 	// reuse hands out the lowest free address instead of the longest unused one.
 	reuse bool
 }
@@ -87,6 +89,55 @@ func (c *cloud) takeIP() (netip.Addr, error) {
 		}
 	}
 	return netip.Addr{}, awsError("InsufficientFreeAddressesInSubnet")
+}
+
+// takePrefix takes the lowest aligned /28 of which nothing is used.
+func (c *cloud) takePrefix() (netip.Prefix, bool) {
+	for at := netip.PrefixFrom(testCIDR.Addr(), 28); !c.fragmented && testCIDR.Contains(at.Addr()); at = after(at) {
+		taken := false
+		for ip := at.Addr(); at.Contains(ip); ip = ip.Next() {
+			taken = taken || c.used[ip]
+		}
+		if !taken {
+			c.mark(at, true)
+			return at, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+func after(at netip.Prefix) netip.Prefix {
+	ip := at.Addr().As4()
+	ip[3] += 16
+	if ip[3] == 0 {
+		ip[2]++
+	}
+	return netip.PrefixFrom(netip.AddrFrom4(ip), 28)
+}
+
+func (c *cloud) mark(at netip.Prefix, used bool) {
+	for ip := at.Addr(); at.Contains(ip); ip = ip.Next() {
+		if used {
+			c.used[ip] = true
+		} else {
+			delete(c.used, ip)
+		}
+	}
+}
+
+// takePrefixes takes n of them or none.
+func (c *cloud) takePrefixes(n int) (out []netip.Prefix, ok bool) {
+	for range n {
+		p, ok := c.takePrefix()
+		if !ok {
+			for _, p := range out {
+				c.mark(p, false)
+			}
+			return nil, false
+		}
+		out = append(out, p)
+	}
+	return out, true
 }
 
 func (c *cloud) free() int { return 256 - len(c.used) }
@@ -171,6 +222,8 @@ func clone(e *awsutils.ENI) awsutils.ENI {
 	out := *e
 	out.Secondary = slices.Clone(e.Secondary)
 	slices.SortFunc(out.Secondary, netip.Addr.Compare)
+	out.Prefixes = slices.Clone(e.Prefixes)
+	slices.SortFunc(out.Prefixes, netip.Prefix.Compare)
 	out.Tags = maps.Clone(e.Tags)
 	return out
 }
@@ -199,7 +252,7 @@ func (c *cloud) create(n awsutils.NewENI, now time.Time) (out awsutils.ENI, err 
 			out = clone(c.enis[id])
 			return nil
 		}
-		if n.IPs+1 > c.maxIPs {
+		if n.IPs+n.Prefixes+1 > c.maxIPs {
 			return awsError("InvalidParameterValue")
 		}
 		if c.free() < n.IPs+1 {
@@ -208,7 +261,17 @@ func (c *cloud) create(n awsutils.NewENI, now time.Time) (out awsutils.ENI, err 
 		c.made++
 		e := &awsutils.ENI{ID: fmt.Sprintf("eni-%03d", c.made), MAC: macOf(c.made), Device: -1, SubnetID: n.SubnetID,
 			Description: n.Description, Tags: maps.Clone(n.Tags), Type: "interface", Status: "available"}
-		e.Primary, _ = c.takeIP()
+		var ok bool
+		if e.Prefixes, ok = c.takePrefixes(n.Prefixes); !ok {
+			return &smithy.GenericAPIError{Code: "InvalidParameterValue", Message: "There aren't sufficient free Ipv4 addresses or prefixes"}
+		}
+		var err error
+		if e.Primary, err = c.takeIP(); err != nil {
+			for _, p := range e.Prefixes {
+				c.mark(p, false)
+			}
+			return err
+		}
 		for range n.IPs {
 			ip, _ := c.takeIP()
 			e.Secondary = append(e.Secondary, ip)
@@ -299,6 +362,9 @@ func (c *cloud) remove(eni string, now time.Time) error {
 		for _, ip := range e.Secondary {
 			delete(c.used, ip)
 		}
+		for _, p := range e.Prefixes {
+			c.mark(p, false)
+		}
 		delete(c.enis, eni)
 		return nil
 	})
@@ -310,7 +376,7 @@ func (c *cloud) assign(eni string, n int, now time.Time) (out []netip.Addr, err 
 		if e == nil {
 			return awsError("InvalidNetworkInterfaceID.NotFound")
 		}
-		if len(e.Secondary)+1+n > c.maxIPs {
+		if len(e.Secondary)+len(e.Prefixes)+1+n > c.maxIPs {
 			return awsError("PrivateIpAddressLimitExceeded")
 		}
 		if c.free() < n {
@@ -343,6 +409,48 @@ func (c *cloud) unassign(eni string, addrs []netip.Addr, now time.Time) error {
 		for _, ip := range addrs {
 			e.Secondary = slices.DeleteFunc(e.Secondary, func(x netip.Addr) bool { return x == ip })
 			delete(c.used, ip)
+		}
+		return nil
+	})
+}
+
+func (c *cloud) assignPrefixes(eni string, n int, now time.Time) (out []netip.Prefix, err error) {
+	err = c.do("AssignPrefixes", now, func() error {
+		e := c.enis[eni]
+		if e == nil {
+			return awsError("InvalidNetworkInterfaceID.NotFound")
+		}
+		if len(e.Secondary)+len(e.Prefixes)+1+n > c.maxIPs {
+			return awsError("PrivateIpAddressLimitExceeded")
+		}
+		got, ok := c.takePrefixes(n)
+		if !ok {
+			return awsError("InsufficientCidrBlocks")
+		}
+		e.Prefixes = append(e.Prefixes, got...)
+		out = got
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cloud) unassignPrefixes(eni string, prefixes []netip.Prefix, now time.Time) error {
+	return c.do("UnassignPrefixes", now, func() error {
+		e := c.enis[eni]
+		if e == nil {
+			return awsError("InvalidNetworkInterfaceID.NotFound")
+		}
+		for _, p := range prefixes {
+			if !slices.Contains(e.Prefixes, p) {
+				return awsError("InvalidParameterValue")
+			}
+		}
+		for _, p := range prefixes {
+			e.Prefixes = slices.DeleteFunc(e.Prefixes, func(x netip.Prefix) bool { return x == p })
+			c.mark(p, false)
 		}
 		return nil
 	})
@@ -392,6 +500,14 @@ func (a account) AssignIPs(_ context.Context, eni string, n int) ([]netip.Addr, 
 
 func (a account) UnassignIPs(_ context.Context, eni string, addrs []netip.Addr) error {
 	return a.unassign(eni, addrs, a.wait())
+}
+
+func (a account) AssignPrefixes(_ context.Context, eni string, n int) ([]netip.Prefix, error) {
+	return a.assignPrefixes(eni, n, a.wait())
+}
+
+func (a account) UnassignPrefixes(_ context.Context, eni string, prefixes []netip.Prefix) error {
+	return a.unassignPrefixes(eni, prefixes, a.wait())
 }
 
 // host is a host network that believes what it is told, as far as the interfaces are there.

@@ -33,9 +33,9 @@ func (c *controller) startCreate(a warmpool.Action, now time.Time) {
 	}
 	maps.Copy(tags, c.set.ENITags)
 	op := c.newOp(opCreate, stageCommit, now)
-	op.device, op.n, op.reason = a.Device, a.N, a.Reason
+	op.device, op.n, op.prefix, op.reason = a.Device, a.N+a.Prefixes, a.Prefixes > 0, a.Reason
 	op.spec = awsutils.NewENI{SubnetID: c.id.SubnetID, Groups: c.groups, Description: descriptionPre + c.id.InstanceID,
-		Tags: tags, IPs: a.N, Token: c.token()}
+		Tags: tags, IPs: a.N, Prefixes: a.Prefixes, Token: c.token()}
 	// The token goes into the journal before the call: an ENI that is created but not attached is not among those
 	// that a restart finds with its one Describe of the instance.
 	c.next.ops = append(c.next.ops, op)
@@ -70,7 +70,7 @@ func (c *controller) createAnswered(op *operation, ev evCalled, now time.Time) {
 		c.again(op, class, now)
 		return
 	}
-	c.refused(warmpool.OpCreate, op.spec.SubnetID, op.n, ev.err, now)
+	c.refusedBlocks(op, warmpool.OpCreate, op.spec.SubnetID, ev.err, now)
 	if op.unsure || class == awsutils.IdempotentMismatch {
 		// There may be an ENI that nobody knows. Its intent stays until it has been looked for.
 		c.inherited = append(c.inherited, checkpoint.Intent{Kind: op.intent(), Token: op.spec.Token, Since: now})
@@ -148,6 +148,9 @@ func (c *controller) attached(op *operation, attachment string, now time.Time) {
 	eni.Device, eni.Card, eni.AttachmentID, eni.InstanceID = op.device, c.card, attachment, c.id.InstanceID
 	eni.Type, eni.SubnetID, eni.Description, eni.Tags = "interface", op.spec.SubnetID, op.spec.Description, op.spec.Tags
 	c.succeeded(warmpool.OpCreate, op.spec.SubnetID, now)
+	if op.prefix {
+		c.succeeded(warmpool.OpPrefix, op.spec.SubnetID, now)
+	}
 	c.lastGrowth = now
 	if e := c.enis[eni.ID]; e != nil {
 		c.end(op) // a Describe was faster
@@ -173,7 +176,7 @@ func (c *controller) hold(e *iface, now time.Time) {
 		c.addBlock(e.ID, p, now)
 	}
 	c.dirty, c.unsaved = true, true
-	c.log(slog.LevelInfo, "ENI attached", "eni", e.ID, "device", e.Device, "addresses", len(e.Secondary))
+	c.log(slog.LevelInfo, "ENI attached", "eni", e.ID, "device", e.Device, "addresses", len(e.Secondary), "prefixes", len(e.Prefixes))
 }
 
 // pool is what EC2 says lies on the ENI for pods.
@@ -255,7 +258,7 @@ func (c *controller) linkStep(op *operation, ev evCalled, now time.Time) {
 	}
 }
 
-// startAddresses begins an assignment or its opposite.
+// startAssign begins an assignment of addresses or prefixes.
 func (c *controller) startAssign(a warmpool.Action, now time.Time) {
 	e := c.enis[a.ENI]
 	if e == nil || e.busy != nil {
@@ -263,22 +266,25 @@ func (c *controller) startAssign(a warmpool.Action, now time.Time) {
 	}
 	op := c.newOp(opAssign, stageCall, now)
 	op.eni, op.device, op.n, op.reason = a.ENI, e.Device, a.N, a.Reason
+	op.prefix = a.Kind == warmpool.AssignPrefixes
 	e.busy = op
 	c.unsaved = true
 	c.begin(op, now)
 }
 
+// startUnassign begins to give back unused addresses or prefixes.
 func (c *controller) startUnassign(a warmpool.Action, now time.Time) {
 	e := c.enis[a.ENI]
 	if e == nil || e.busy != nil {
 		return
 	}
-	blocks := c.store.Reserve(a.ENI, a.N, now)
+	prefixes := a.Kind == warmpool.UnassignPrefixes
+	blocks := c.store.Reserve(a.ENI, prefixes, a.N, now)
 	if len(blocks) == 0 {
 		return
 	}
 	op := c.newOp(opUnassign, stageCall, now)
-	op.eni, op.device, op.n, op.blocks, op.reason = a.ENI, e.Device, len(blocks), blocks, a.Reason
+	op.eni, op.device, op.n, op.blocks, op.prefix, op.reason = a.ENI, e.Device, len(blocks), blocks, prefixes, a.Reason
 	e.busy = op
 	c.unsaved = true
 	c.lastShrink = now
@@ -306,13 +312,23 @@ func (c *controller) addressStep(op *operation, ev evCalled, now time.Time) {
 			for _, ip := range ev.addrs {
 				c.addBlock(e.ID, single(ip), now)
 			}
+			for _, p := range ev.prefixes {
+				c.addBlock(e.ID, p, now)
+			}
+			if op.prefix {
+				c.succeeded(warmpool.OpPrefix, target, now)
+			}
 		} else {
 			c.unassigned(e, op.blocks)
 		}
 		c.end(op)
 		return
 	}
-	c.refused(kind, target, op.n, ev.err, now)
+	if op.kind == opUnassign {
+		c.refused(kind, target, op.n, ev.err, now)
+	} else {
+		c.refusedBlocks(op, kind, target, ev.err, now)
+	}
 	switch class := awsutils.Classify(ev.err); {
 	case class == awsutils.Timeout, class == awsutils.AddressLimit, class == awsutils.NotFound,
 		class == awsutils.Other && op.kind == opUnassign:

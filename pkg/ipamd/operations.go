@@ -56,6 +56,7 @@ type operation struct {
 	eni     string
 	device  int
 	n       int
+	prefix  bool           // create, assign, unassign: of prefixes, which n then counts
 	blocks  []netip.Prefix // unassign
 	spec    awsutils.NewENI
 	created awsutils.ENI // create: what EC2 made
@@ -109,8 +110,12 @@ func (c *controller) begin(op *operation, now time.Time) {
 		if e != nil {
 			x.mac = e.MAC
 		}
+	case op.kind == opAssign && op.prefix:
+		x.method, x.n = callAssignPrefixes, op.n
 	case op.kind == opAssign:
 		x.method, x.n = callAssign, op.n
+	case op.kind == opUnassign && op.prefix:
+		x.method, x.prefixes = callUnassignPrefixes, op.blocks
 	case op.kind == opUnassign:
 		x.method = callUnassign
 		for _, p := range op.blocks {
@@ -242,6 +247,15 @@ func (c *controller) intents() []checkpoint.Intent {
 // refused remembers that EC2 refused an operation, so that the plan does not ask for it again at once.
 func (c *controller) refused(op warmpool.Op, target string, n int, err error, now time.Time) {
 	c.refusals = c.refusals.Refused(op, target, causeOf(awsutils.Classify(err)), n, err.Error(), c.rand.Float64(), now)
+}
+
+// refusedBlocks remembers that EC2 refused addresses or prefixes. A subnet without a free /28 may have single addresses;
+// EC2 does not always say which of the two it lacks.
+func (c *controller) refusedBlocks(op *operation, kind warmpool.Op, subnet string, err error, now time.Time) {
+	if op.prefix && causeOf(awsutils.Classify(err)) == warmpool.CauseExhausted {
+		kind = warmpool.OpPrefix
+	}
+	c.refused(kind, subnet, op.n, err, now)
 }
 
 func (c *controller) succeeded(op warmpool.Op, target string, now time.Time) {

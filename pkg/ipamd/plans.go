@@ -17,13 +17,13 @@ func (c *controller) makePlan(now time.Time) {
 	c.plan = warmpool.Plan(c.planState(now), c.set.Targets, c.limits, now)
 	c.plannedAt = now
 	for _, a := range c.plan.Actions {
-		c.log(slog.LevelInfo, "pool", "action", a.Kind, "eni", a.ENI, "device", a.Device, "n", a.N, "reason", a.Reason)
+		c.log(slog.LevelInfo, "pool", "action", a.Kind, "eni", a.ENI, "device", a.Device, "n", a.N+a.Prefixes, "reason", a.Reason)
 		switch a.Kind {
-		case warmpool.AssignIPs:
+		case warmpool.AssignIPs, warmpool.AssignPrefixes:
 			c.startAssign(a, now)
 		case warmpool.CreateENI:
 			c.startCreate(a, now)
-		case warmpool.UnassignIPs:
+		case warmpool.UnassignIPs, warmpool.UnassignPrefixes:
 			c.startUnassign(a, now)
 		case warmpool.RemoveENI:
 			if err := c.startRemove(c.enis[a.ENI], a.Reason, now); err != nil {
@@ -58,15 +58,17 @@ func (c *controller) planState(now time.Time) warmpool.State {
 			Stuck:  e.managed && !held || !e.notReadySince.IsZero() && now.Sub(e.notReadySince) >= stuckAfter || e.managed && !e.cidr.IsValid(),
 			Usable: st.Phase == datastore.Usable, Busy: e.busy != nil, Since: st.Since,
 			Total: st.Total, Assigned: st.Assigned, Free: st.Free, Cooling: st.Cooling,
-			Quarantined: st.Quarantined, Returning: st.Leaving}
-		if e.busy != nil && e.busy.kind == opAssign {
-			x.Asked = e.busy.n
+			Quarantined: st.Quarantined, Returning: st.Leaving, Prefixes: prefixPart(st.Prefixes)}
+		if op := e.busy; op != nil && op.kind == opAssign && op.prefix {
+			x.Prefixes.Asked = op.n
+		} else if op != nil && op.kind == opAssign {
+			x.Asked = op.n
 		}
 		s.ENIs = append(s.ENIs, x)
 	}
 	for _, op := range c.operations() {
 		if op.kind == opCreate {
-			s.Creating = append(s.Creating, warmpool.Creating{Device: op.device, IPs: op.n})
+			s.Creating = append(s.Creating, warmpool.Creating{Device: op.device, IPs: op.spec.IPs, Prefixes: op.spec.Prefixes})
 		}
 	}
 	for _, a := range c.queue {
@@ -75,6 +77,11 @@ func (c *controller) planState(now time.Time) warmpool.State {
 		}
 	}
 	return s
+}
+
+func prefixPart(st datastore.PrefixState) warmpool.Part {
+	return warmpool.Part{Blocks: st.Blocks, Idle: st.Idle, Total: st.Total, Assigned: st.Assigned, Free: st.Free,
+		Cooling: st.Cooling, Quarantined: st.Quarantined, Returning: st.Leaving}
 }
 
 // waitingFor says what an ADD waited for in vain.

@@ -18,7 +18,8 @@ import (
 
 // Settings are the operator's choices, as far as the daemon knows them.
 type Settings struct {
-	// Targets are WARM_ENI_TARGET, WARM_IP_TARGET, MINIMUM_IP_TARGET and max-pods.
+	// Targets are WARM_ENI_TARGET, WARM_IP_TARGET, MINIMUM_IP_TARGET, ENABLE_PREFIX_DELEGATION, WARM_PREFIX_TARGET and
+	// max-pods.
 	Targets warmpool.Targets
 	// MaxENI is MAX_ENI; 0 if not set.
 	MaxENI int
@@ -61,10 +62,12 @@ type Interfaces interface {
 	DeleteENI(ctx context.Context, eniID string) error
 }
 
-// Addresses adds addresses to an ENI and takes them away.
+// Addresses adds addresses and prefixes to an ENI and takes them away.
 type Addresses interface {
 	AssignIPs(ctx context.Context, eniID string, n int) ([]netip.Addr, error)
 	UnassignIPs(ctx context.Context, eniID string, addrs []netip.Addr) error
+	AssignPrefixes(ctx context.Context, eniID string, n int) ([]netip.Prefix, error)
+	UnassignPrefixes(ctx context.Context, eniID string, prefixes []netip.Prefix) error
 }
 
 // EC2 is what the daemon asks of EC2. *awsutils.EC2 has it all; errors are sorted with awsutils.Classify.

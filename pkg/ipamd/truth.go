@@ -11,6 +11,7 @@ import (
 	"vpccni/pkg/awsutils"
 	"vpccni/pkg/ipamd/checkpoint"
 	"vpccni/pkg/ipamd/datastore"
+	"vpccni/pkg/ipamd/warmpool"
 )
 
 // The states of an ENI in EC2's words.
@@ -235,7 +236,7 @@ func (c *controller) compare(e *iface, d awsutils.ENI, now time.Time) {
 	have := c.store.Pool(e.ID)
 	for _, p := range want {
 		if slices.Contains(have, p) {
-			c.store.Quarantine(p.Addr(), false, now)
+			c.quarantine(p, false, now)
 			continue
 		}
 		c.addBlock(e.ID, p, now)
@@ -246,11 +247,22 @@ func (c *controller) compare(e *iface, d awsutils.ENI, now time.Time) {
 		}
 		c.dirty, c.unsaved = true, true
 		if err := c.store.RemoveBlocks(e.ID, []netip.Prefix{p}); err != nil {
-			c.store.Quarantine(p.Addr(), true, now)
+			c.quarantine(p, true, now)
 			c.log(slog.LevelError, "a pod holds an address that EC2 does not have on this ENI", "eni", e.ID, "address", p)
 			continue
 		}
 		c.log(slog.LevelWarn, "address is gone from the ENI", "eni", e.ID, "address", p)
+	}
+}
+
+// quarantine keeps the addresses of a block from being handed out, or lifts that.
+func (c *controller) quarantine(p netip.Prefix, on bool, now time.Time) {
+	n := 1
+	if !p.IsSingleIP() {
+		n = warmpool.PrefixSize
+	}
+	for ip := p.Addr(); n > 0; n, ip = n-1, ip.Next() {
+		c.store.Quarantine(ip, on, now)
 	}
 }
 

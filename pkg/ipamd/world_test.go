@@ -232,7 +232,7 @@ func (w *world) checkPod(p *simPod, reply AddReply) {
 	}
 	wired := false
 	for _, e := range w.host.cfg.ENIs {
-		wired = wired || slices.Contains(e.Pool, single(p.addr)) && e.Device == reply.Device
+		wired = wired || e.Device == reply.Device && slices.ContainsFunc(e.Pool, func(b netip.Prefix) bool { return b.Contains(p.addr) })
 	}
 	if !wired {
 		w.problem("%s of pod %d is not wired", p.addr, p.n)
@@ -244,11 +244,19 @@ func (w *world) checkPod(p *simPod, reply AddReply) {
 
 func (w *world) eniOf(ip netip.Addr) *awsutils.ENI {
 	for _, e := range w.cloud.enis {
-		if e.InstanceID == testInstance && e.Status != "detaching" && slices.Contains(e.Secondary, ip) {
+		if e.InstanceID == testInstance && e.Status != "detaching" && onENI(e, ip) {
 			return e
 		}
 	}
 	return nil
+}
+
+func onENI(e *awsutils.ENI, ip netip.Addr) bool {
+	return slices.Contains(e.Secondary, ip) || anyContains(e.Prefixes, ip)
+}
+
+func anyContains(prefixes []netip.Prefix, ip netip.Addr) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
 // call makes a call at the cloud; before that it looks whether it takes something from a running pod.
@@ -264,7 +272,7 @@ func (w *world) call(c call) (r result) {
 			continue
 		}
 		e := w.eniOf(p.addr)
-		if c.method == callUnassign && slices.Contains(c.addrs, p.addr) || e != nil &&
+		if slices.Contains(c.addrs, p.addr) || anyContains(c.prefixes, p.addr) || e != nil &&
 			(c.method == callDetach && e.AttachmentID == c.attachment || c.method == callDelete && e.ID == c.eni) {
 			w.problem("%s takes %s from pod %d", c.method, p.addr, n)
 		}
@@ -294,6 +302,10 @@ func (w *world) call(c call) (r result) {
 		r.addrs, r.err = w.cloud.assign(c.eni, c.n, now)
 	case callUnassign:
 		r.err = w.cloud.unassign(c.eni, c.addrs, now)
+	case callAssignPrefixes:
+		r.prefixes, r.err = w.cloud.assignPrefixes(c.eni, c.n, now)
+	case callUnassignPrefixes:
+		r.err = w.cloud.unassignPrefixes(c.eni, c.prefixes, now)
 	case callWaitLink:
 		if there, _ := w.cloud.hasLink(c.mac, now); !there {
 			r.err = context.DeadlineExceeded
@@ -383,7 +395,7 @@ func (w *world) retry() {
 
 // rest stops the load and checks what must hold when everything has settled.
 func (w *world) rest() {
-	w.faulty = false
+	w.faulty, w.cloud.fragmented = false, false
 	for range 3 {
 		w.run(time.Minute)
 		w.retry()
@@ -434,6 +446,8 @@ func (w *world) rest() {
 		for _, ip := range clone(e).Secondary {
 			want = append(want, single(ip))
 		}
+		want = append(want, e.Prefixes...)
+		slices.SortFunc(want, netip.Prefix.Compare)
 		if !slices.Equal(want, ledger[id]) {
 			w.problem("%s has %v in EC2 and %v in the ledger", id, want, ledger[id])
 		}
@@ -465,7 +479,11 @@ func (w *world) story() {
 		w.run(300 * time.Millisecond)
 	}
 	w.run(10 * time.Second)
-	for range 7 {
+	more := 7
+	if w.opts.Settings.Targets.Prefixes {
+		more = 80 // than the primary ENI's prefixes hold
+	}
+	for range more {
 		w.add()
 	}
 	w.run(90 * time.Second)
@@ -483,12 +501,13 @@ func (w *world) story() {
 // one by one, and with whole ENIs.
 func TestDeathBetweenAnyTwoEffects(t *testing.T) {
 	t.Parallel()
-	for name, targets := range map[string]warmpool.Targets{"E1": {WarmENI: 1}, "W2M4": {WarmIP: 2, MinimumIP: 4}} {
+	for name, targets := range map[string]warmpool.Targets{"E1": {WarmENI: 1}, "W2M4": {WarmIP: 2, MinimumIP: 4},
+		"X1": {Prefixes: true, WarmPrefix: 1}} {
 		w := newWorld(1, targets)
 		w.story()
 		w.report(t, name)
 		points := w.effects
-		if points < 60 {
+		if points < 60 || w.cloud.count("AttachENI") == 0 || w.cloud.count("DeleteENI") == 0 {
 			t.Fatalf("%s: only %d effects in the story", name, points)
 		}
 		t.Logf("%s: %d points", name, points)
@@ -536,13 +555,16 @@ func randomWorld(t *testing.T, seed uint64) {
 	} else {
 		targets.WarmIP, targets.MinimumIP = r.IntN(5), r.IntN(8)
 	}
+	mode := r.IntN(3) // single addresses, prefixes, changes
+	targets.Prefixes, targets.WarmPrefix = mode == 1, r.IntN(2)
 	w := newWorld(seed, targets)
+	w.cloud.fragmented = mode > 0 && r.IntN(3) == 0
 	w.faulty = r.IntN(3) > 0
 	w.boot()
 	for range 60 {
 		switch r.IntN(8) {
 		case 0, 1, 2:
-			for range 1 + r.IntN(5) {
+			for range 1 + r.IntN(5+20*mode) {
 				w.add()
 			}
 		case 3, 4:
@@ -560,6 +582,13 @@ func randomWorld(t *testing.T, seed uint64) {
 				}
 			}
 		case 7:
+			if mode == 2 && r.IntN(2) == 0 {
+				w.opts.Settings.Targets.Prefixes = !w.opts.Settings.Targets.Prefixes
+				w.die()
+			}
+			if mode > 0 {
+				w.cloud.fragmented = r.IntN(3) == 0
+			}
 			if r.IntN(4) == 0 {
 				w.die()
 			}

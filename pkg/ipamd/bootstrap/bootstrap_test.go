@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -118,7 +119,8 @@ func TestSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := Settings(cfg)
+	nitro := awsutils.Limits{Hypervisor: "nitro"}
+	s := Settings(cfg, nitro, slog.New(slog.DiscardHandler))
 	if s.Targets.WarmIP != 3 || s.MaxENI != 2 || s.Cooldown != 5*time.Second || s.ClusterName != "c" || s.IgnoreUntagged {
 		t.Errorf("%+v", s)
 	}
@@ -132,6 +134,25 @@ func TestSettings(t *testing.T) {
 	if h := s.Host; !h.ExternalSNAT || h.SNATRandom != hostnet.SNATRandomHash || h.PrimaryMark != 0x80 || h.ENIMask != 0x7f ||
 		h.VethPrefix != "eni" || h.MTU != 9001 || !h.NodePort {
 		t.Errorf("%+v", h)
+	}
+	if s.Targets.Prefixes {
+		t.Error("prefixes although nobody asked for them")
+	}
+	env["ENABLE_PREFIX_DELEGATION"], env["WARM_PREFIX_TARGET"] = "true", "2"
+	if cfg, err = config.Load(func(name string) (string, bool) { v, ok := env[name]; return v, ok }); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		limits   awsutils.Limits
+		prefixes bool
+	}{
+		{nitro, true}, {awsutils.Limits{Hypervisor: "unknown", BareMetal: true}, true}, {awsutils.Limits{Hypervisor: "xen"}, false},
+	} {
+		var log bytes.Buffer
+		s := Settings(cfg, c.limits, slog.New(slog.NewTextHandler(&log, nil)))
+		if s.Targets.Prefixes != c.prefixes || s.Targets.WarmPrefix != 2 || c.prefixes != (log.Len() == 0) {
+			t.Errorf("%+v: %+v, log %q", c.limits, s.Targets, &log)
+		}
 	}
 	for _, mode := range []config.SNATRandom{config.SNATRandomFully, config.SNATRandomHash, config.SNATRandomNone} {
 		if _, ok := snatRandom[mode]; !ok {

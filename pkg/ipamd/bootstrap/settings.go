@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"context"
+	"log/slog"
 
 	"vpccni/pkg/awsutils"
 	"vpccni/pkg/config"
@@ -9,8 +10,8 @@ import (
 	"vpccni/pkg/networkutils/hostnet"
 )
 
-// Settings are the operator's choices in the daemon's terms.
-func Settings(c config.Config) ipamd.Settings {
+// Settings are the operator's choices in the daemon's terms, as far as the instance type allows.
+func Settings(c config.Config, limits awsutils.Limits, log *slog.Logger) ipamd.Settings {
 	s := ipamd.Settings{
 		MaxENI:   c.MaxENI,
 		Cooldown: c.IPCooldown,
@@ -32,6 +33,11 @@ func Settings(c config.Config) ipamd.Settings {
 		},
 	}
 	s.Targets.WarmENI, s.Targets.WarmIP, s.Targets.MinimumIP = c.WarmENITarget, c.WarmIPTarget, c.MinimumIPTarget
+	s.Targets.Prefixes, s.Targets.WarmPrefix = c.PrefixDelegation, c.WarmPrefixTarget
+	if c.PrefixDelegation && !limits.TakesPrefixes() {
+		log.Warn("ENABLE_PREFIX_DELEGATION has no effect: this instance type takes no prefixes", "hypervisor", limits.Hypervisor)
+		s.Targets.Prefixes = false
+	}
 	// The proportions of warmpool's defaults, which POOL_SHRINK_DELAY's default gives.
 	s.Targets.MinENIAge, s.Targets.ShrinkDelay, s.Targets.RemovePace = c.ShrinkDelay, c.ShrinkDelay/2, c.ShrinkDelay/6
 	return s

@@ -11,8 +11,8 @@ import (
 // somebody says of the sandbox's past (ReleaseGone) does not count any more. ErrNoAddress says that none is usable
 // now, ErrNotReady that the one it holds is on an ENI that cannot serve.
 //
-// The address is one that was never used or not for long, from the ENI with most pods, so that others become empty;
-// if there is none, the one that has been out of cooldown for longest.
+// The address is one that was never used or not for long, from the fullest prefix and the ENI with most pods, so that
+// others become empty; if there is none, the one that has been out of cooldown for longest.
 func (s *Store) Assign(key Key, meta Meta, now time.Time) (a Allocation, repeat bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -31,28 +31,21 @@ func (s *Store) Assign(key Key, meta Meta, now time.Time) (a Allocation, repeat 
 	free.dequeue()
 	h := &holding{key: key, meta: meta, ip: free.ip, time: now, addr: free}
 	free.holder = h
-	free.block.eni.assigned++
+	free.block.take()
 	s.file(h)
 	return h.allocation(), false, nil
 }
 
-// pick chooses the next address; it looks at ENIs, of which there are few, never at addresses.
+// pick chooses the next address; it looks at ENIs and prefixes, of which there are few, never at all addresses.
 func (s *Store) pick() *address {
-	var best *eni
-	for _, e := range s.enis {
-		if e.phase == Usable && e.fresh+e.rested.Len() > 0 && (best == nil || e.assigned > best.assigned) {
-			best = e
-		}
+	kinds := []func() *address{s.pickSingle, s.pickInPrefix}
+	if s.prefixes {
+		slices.Reverse(kinds)
 	}
-	if best != nil {
-		if front := best.virgin.Front(); front != nil {
-			b := front.Value.(*block)
-			for s.addrs[b.next] != nil {
-				b.next = b.next.Next()
-			}
-			return s.touch(b, b.next)
+	for _, pick := range kinds {
+		if a := pick(); a != nil {
+			return a
 		}
-		return best.rested.Front().Value.(*address)
 	}
 	var oldest *address
 	for _, e := range s.enis {
@@ -60,6 +53,61 @@ func (s *Store) pick() *address {
 			continue
 		}
 		if a := e.warm.Front().Value.(*address); oldest == nil || a.released.Before(oldest.released) {
+			oldest = a
+		}
+	}
+	return oldest
+}
+
+// pickSingle chooses a single address that was not used for long.
+func (s *Store) pickSingle() *address {
+	var best *eni
+	for _, e := range s.enis {
+		if e.phase == Usable && e.freshSingles() > 0 && (best == nil || e.assigned > best.assigned) {
+			best = e
+		}
+	}
+	if best == nil {
+		return nil
+	}
+	if front := best.virgin.Front(); front != nil {
+		b := front.Value.(*block)
+		return s.touch(b, b.cidr.Addr())
+	}
+	for at := best.rested.Front(); at != nil; at = at.Next() {
+		if a := at.Value.(*address); !a.block.isPrefix() {
+			return a
+		}
+	}
+	return nil
+}
+
+// pickInPrefix chooses an address of the fullest prefix that has one that was not used for long.
+func (s *Store) pickInPrefix() *address {
+	var best *block
+	for _, e := range s.enis {
+		if e.phase != Usable {
+			continue
+		}
+		for _, b := range e.prefixes.blocks {
+			if b.freshCount() > 0 && (best == nil || b.assigned > best.assigned ||
+				b.assigned == best.assigned && e.assigned > best.eni.assigned) {
+				best = b
+			}
+		}
+	}
+	if best == nil {
+		return nil
+	}
+	if best.untouched() > 0 {
+		for s.addrs[best.next] != nil {
+			best.next = best.next.Next()
+		}
+		return s.touch(best, best.next)
+	}
+	var oldest *address
+	for _, a := range best.touched {
+		if a.queue == best.eni.rested && (oldest == nil || a.released.Before(oldest.released)) {
 			oldest = a
 		}
 	}
@@ -127,7 +175,7 @@ func (s *Store) drop(h *holding, released, now time.Time) {
 	}
 	a := h.addr
 	a.holder = nil
-	a.block.eni.assigned--
+	a.block.untake()
 	if !released.IsZero() {
 		a.released = released
 	}
@@ -202,7 +250,7 @@ func (s *Store) hold(a Allocation) error {
 	}
 	at.dequeue()
 	at.holder, h.addr = h, at
-	b.eni.assigned++
+	b.take()
 	s.file(h)
 	return nil
 }

@@ -41,6 +41,9 @@ func (s *Store) AddBlock(id string, cidr netip.Prefix, now time.Time) (bool, err
 	e.pool = slices.Insert(e.pool, at, cidr)
 	e.total += b.size
 	e.unready++
+	if b.isPrefix() {
+		e.prefixes.add(b)
+	}
 	s.recall(b, now)
 	return true, nil
 }
@@ -90,7 +93,7 @@ func (s *Store) recall(b *block, now time.Time) {
 		if b.cidr.Contains(ip) {
 			a := s.touch(b, ip)
 			a.holder, h.addr = h, a
-			b.eni.assigned++
+			b.take()
 			delete(s.unplaced, ip)
 		}
 	}
@@ -145,7 +148,9 @@ func (s *Store) open(b *block, now time.Time) {
 	b.eni.unready--
 	if n := b.untouched(); n > 0 {
 		b.eni.fresh += n
-		b.elem = b.eni.virgin.PushBack(b)
+		if !b.isPrefix() {
+			b.elem = b.eni.virgin.PushBack(b)
+		}
 	}
 	for _, a := range b.touched {
 		s.enqueue(a, now)
@@ -166,10 +171,10 @@ func (s *Store) shut(b *block) {
 	}
 }
 
-// Reserve picks up to n blocks of an ENI that can go back to EC2: ready, with no address assigned, cooling or
-// quarantined. Those that were never used go first, then those unused for longest. Nobody gets an address of them
-// until Unreserve.
-func (s *Store) Reserve(id string, n int, now time.Time) []netip.Prefix {
+// Reserve picks up to n blocks of an ENI, prefixes or single addresses, that can go back to EC2: ready, with no address
+// assigned, cooling or quarantined. Those that were never used go first, then those unused for longest. Nobody gets an
+// address of them until Unreserve.
+func (s *Store) Reserve(id string, prefixes bool, n int, now time.Time) []netip.Prefix {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.advance(now)
@@ -179,9 +184,7 @@ func (s *Store) Reserve(id string, n int, now time.Time) []netip.Prefix {
 	}
 	var idle []*block
 	for _, b := range e.blocks {
-		if b.state == ready && !slices.ContainsFunc(b.touched, func(a *address) bool {
-			return a.holder != nil || a.quarantined || a.queue == e.cooling
-		}) {
+		if b.isPrefix() == prefixes && b.idle() {
 			idle = append(idle, b)
 		}
 	}
@@ -260,10 +263,12 @@ func (s *Store) forget(b *block) {
 			s.memory[a.ip] = a.released
 		}
 		if a.quarantined {
+			b.barred--
 			e.barred--
 		}
 		delete(s.addrs, a.ip)
 	}
+	e.prefixes.drop(b)
 	delete(e.blocks, b.cidr)
 	if at, found := slices.BinarySearchFunc(e.pool, b.cidr, netip.Prefix.Compare); found {
 		e.pool = slices.Delete(e.pool, at, at+1)
@@ -288,8 +293,10 @@ func (s *Store) Quarantine(ip netip.Addr, on bool, now time.Time) {
 	a := s.touch(b, ip)
 	switch {
 	case on && !a.quarantined:
+		b.barred++
 		b.eni.barred++
 	case !on && a.quarantined:
+		b.barred--
 		b.eni.barred--
 	}
 	a.quarantined = on
@@ -313,6 +320,7 @@ func (s *Store) enqueue(a *address, now time.Time) {
 		queue = e.warm
 	}
 	a.queue = queue
+	a.block.tally(queue, 1)
 	for at := queue.Back(); at != nil; at = at.Prev() {
 		if x := at.Value.(*address); x.released.Before(a.released) ||
 			x.released.Equal(a.released) && x.ip.Less(a.ip) {
@@ -325,6 +333,7 @@ func (s *Store) enqueue(a *address, now time.Time) {
 
 func (a *address) dequeue() {
 	if a.queue != nil {
+		a.block.tally(a.queue, -1)
 		a.queue.Remove(a.elem)
 		a.queue, a.elem = nil, nil
 	}

@@ -111,6 +111,7 @@ type ENI struct {
 // Store is the ledger. Use New.
 type Store struct {
 	mu       sync.Mutex
+	prefixes bool // pods get addresses of prefixes first, else single ones
 	cooldown time.Duration
 	rest     time.Duration
 
@@ -152,6 +153,14 @@ func New(cooldown, rest time.Duration) *Store {
 	}
 }
 
+// PreferPrefixes has pods get addresses of prefixes as long as one is fresh, and single ones after that. Without it it is
+// the other way round. What a node holds of the kind that it does not want any more empties that way.
+func (s *Store) PreferPrefixes() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.prefixes = true
+}
+
 // eni is an interface with the queues of its unassigned addresses, each ordered by the time of release.
 type eni struct {
 	ENI
@@ -165,8 +174,9 @@ type eni struct {
 	cooling  *list.List // of *address: released less than cooldown ago
 	warm     *list.List // of *address: out of cooldown, not yet fresh
 	rested   *list.List // of *address: fresh again
-	virgin   *list.List // of *block: ready, with addresses that were never touched
+	virgin   *list.List // of *block: single addresses, ready, never touched
 	fresh    int        // untouched addresses in ready blocks
+	prefixes prefixes
 }
 
 // free is the number of addresses that could be handed out if the ENI is usable.
@@ -190,6 +200,8 @@ type block struct {
 	touched []*address
 	next    netip.Addr    // candidate for the next untouched address
 	elem    *list.Element // in eni.virgin
+	// What the addresses are doing, by the queue they are in.
+	assigned, cooling, warm, rested, barred int
 }
 
 // untouched is the number of addresses that no sandbox ever held.

@@ -198,7 +198,7 @@ func TestInvariantsAreEnforced(t *testing.T) {
 			t.Errorf("%s: allowed", name)
 		}
 	}
-	if got := s.Reserve("eni-1", 5, t0); got != nil {
+	if got := s.Reserve("eni-1", false, 5, t0); got != nil {
 		t.Errorf("reserved %v with a pod on it", got)
 	}
 	check(t, s)
@@ -277,7 +277,7 @@ func TestReserveAndReturn(t *testing.T) {
 	s.mustAssign(t, 2, t0)
 	_, err := s.Release(key(1), t0)
 	must(t, err)
-	got := s.Reserve("eni-0", 9, t0.Add(time.Second))
+	got := s.Reserve("eni-0", false, 9, t0.Add(time.Second))
 	if len(got) != 2 {
 		t.Fatalf("reserved %v; one is held and one cools", got)
 	}
@@ -293,7 +293,7 @@ func TestReserveAndReturn(t *testing.T) {
 func TestAddressMovesWhileItsReturnIsUnanswered(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, 1, 0)
-	got := s.Reserve("eni-0", 1, t0)
+	got := s.Reserve("eni-0", false, 1, t0)
 	if added, err := s.AddBlock("eni-1", got[0], t0); err != nil || !added {
 		t.Fatalf("%v %v", added, err)
 	}
@@ -308,7 +308,7 @@ func TestAddressMovesWhileItsReturnIsUnanswered(t *testing.T) {
 func TestAddressBecomesAnENIsOwnWhileItsReturnIsUnanswered(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, 1)
-	got := s.Reserve("eni-0", 1, t0)
+	got := s.Reserve("eni-0", false, 1, t0)
 	must(t, s.AddENI(ENI{ID: "eni-1", Device: 1, Address: got[0].Addr()}))
 	s.Unreserve("eni-0", got, t0)
 	if _, _, err := s.Assign(key(1), Meta{}, t0); !errors.Is(err, ErrNoAddress) {
@@ -381,6 +381,49 @@ func TestSnapshotSharesNothing(t *testing.T) {
 	}
 }
 
+// checkBlock counts a block's addresses anew.
+func checkBlock(t testing.TB, b *block) {
+	t.Helper()
+	var assigned, cooling, warm, rested, barred int
+	for _, a := range b.touched {
+		assigned += boolInt(a.holder != nil)
+		barred += boolInt(a.quarantined)
+		cooling += boolInt(a.queue == b.eni.cooling)
+		warm += boolInt(a.queue == b.eni.warm)
+		rested += boolInt(a.queue == b.eni.rested)
+	}
+	if assigned != b.assigned || cooling != b.cooling || warm != b.warm || rested != b.rested || barred != b.barred {
+		t.Fatalf("%s counts %d %d %d %d %d, has %d %d %d %d %d", b.cidr, b.assigned, b.cooling, b.warm, b.rested, b.barred,
+			assigned, cooling, warm, rested, barred)
+	}
+}
+
+func checkPrefixes(t testing.TB, e *eni) {
+	t.Helper()
+	var assigned, rested, n int
+	for _, b := range e.blocks {
+		if b.isPrefix() {
+			n, assigned, rested = n+1, assigned+b.assigned, rested+b.rested
+		}
+	}
+	p := &e.prefixes
+	sorted := slices.IsSortedFunc(p.blocks, func(x, y *block) int { return x.cidr.Compare(y.cidr) })
+	if n != len(p.blocks) || assigned != p.assigned || rested != p.rested || !sorted {
+		t.Fatalf("prefixes of %s: %d, %d assigned, %d rested, has %d, %d, %d", e.ID, len(p.blocks), p.assigned, p.rested, n, assigned, rested)
+	}
+	st := p.state()
+	if st.Total != st.Assigned+st.Free+st.Cooling+st.Quarantined+st.Arriving+st.Leaving || st.Idle*16 > st.Free && st.Total < maxBlockSize {
+		t.Fatalf("prefixes of %s do not add up: %+v", e.ID, st)
+	}
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 // check verifies everything that must hold at any time.
 func check(t testing.TB, s *Store) {
 	t.Helper()
@@ -399,8 +442,10 @@ func check(t testing.TB, s *Store) {
 			if b.state != ready {
 				unready++
 			}
-			barred += b.count(func(a *address) bool { return a.quarantined })
+			barred += b.barred
+			checkBlock(t, b)
 		}
+		checkPrefixes(t, e)
 		if total != e.total || unready != e.unready || barred != e.barred {
 			t.Fatalf("%s counts %d, %d, %d, has %d, %d, %d", e.ID, e.total, e.unready, e.barred, total, unready, barred)
 		}

@@ -204,7 +204,7 @@ func runModel(t *testing.T, seed uint64, steps int) {
 				}
 			}
 		case 13:
-			got := s.Reserve(id, 1+r.IntN(3), now)
+			got := s.Reserve(id, false, 1+r.IntN(3), now)
 			for _, p := range got {
 				a := m.addrs[p.Addr()]
 				if a == nil || a.eni != id || a.holder != nil || a.quarantined || a.state != ready ||

@@ -31,6 +31,15 @@ type ENIState struct {
 	Phase  Phase
 	Blocks int
 	Counts
+	// Prefixes is the part of all these that is in prefixes.
+	Prefixes PrefixState
+}
+
+// PrefixState is what the prefixes of an ENI, and the addresses in them, are doing.
+type PrefixState struct {
+	Blocks int
+	Idle   int // all of whose addresses are free
+	Counts
 }
 
 // Snapshot is the ledger in figures, at one moment.
@@ -72,6 +81,7 @@ func (s *Store) Snapshot(now time.Time) Snapshot {
 		st := ENIState{ENI: e.ENI, Phase: e.phase, Blocks: len(e.blocks)}
 		st.Assigned, st.Free, st.Cooling = e.assigned, e.free(), e.cooling.Len()
 		st.Total = e.total
+		st.Prefixes = e.prefixes.state()
 		if e.unready > 0 || e.barred > 0 {
 			e.countRest(&st.Counts)
 		}
@@ -91,25 +101,13 @@ func (e *eni) countRest(c *Counts) {
 	for _, b := range e.blocks {
 		switch b.state {
 		case arriving:
-			c.Arriving += b.size - b.count(held)
+			c.Arriving += b.size - b.assigned
 		case leaving:
-			c.Leaving += b.size - b.count(held)
+			c.Leaving += b.size - b.assigned
 		case ready:
-			c.Quarantined += b.count(func(a *address) bool { return a.quarantined && a.holder == nil })
+			c.Quarantined += b.quarantined()
 		}
 	}
-}
-
-func held(a *address) bool { return a.holder != nil }
-
-func (b *block) count(is func(*address) bool) int {
-	n := 0
-	for _, a := range b.touched {
-		if is(a) {
-			n++
-		}
-	}
-	return n
 }
 
 // AddressState is what an address is doing.

@@ -40,6 +40,9 @@ type targetsJSON struct {
 	WarmIP    int `json:"warmIP"`
 	MinimumIP int `json:"minimumIP"`
 	MaxPods   int `json:"maxPods"` // 0: not known
+	// Prefixes says that slots are filled with prefixes, and WarmPrefix how many to have free.
+	Prefixes   bool `json:"prefixes,omitempty"`
+	WarmPrefix int  `json:"warmPrefix,omitempty"`
 }
 
 type countsJSON struct {
@@ -116,7 +119,7 @@ func (s shower) state(v ipamd.View) stateJSON {
 		Ready:            v.Ready,
 		Verified:         timeOrNil(v.Verified),
 		Limits:           limitsJSON{v.Limits.InstanceType, v.Limits.ENIs, v.Limits.IPsPerENI, v.Limits.MaxENI},
-		Targets:          targetsJSON{v.Targets.WarmENI, v.Targets.WarmIP, v.Targets.MinimumIP, v.Targets.MaxPods},
+		Targets:          targetsJSON{v.Targets.WarmENI, v.Targets.WarmIP, v.Targets.MinimumIP, v.Targets.MaxPods, v.Targets.Prefixes, v.Targets.WarmPrefix},
 		Addresses:        countsJSON(v.Totals),
 		ENIs:             []stateENI{},
 		Unplaced:         []holderJSON{},

@@ -132,6 +132,16 @@ func TestGoldenNames(t *testing.T) {
 	}
 }
 
+func TestPrefixesHoldSixteen(t *testing.T) {
+	t.Parallel()
+	m := New("v1.2.3", func() ipamd.View {
+		return ipamd.View{Limits: warmpool.Limits{ENIs: 3, IPsPerENI: 5}, Targets: warmpool.Targets{Prefixes: true}}
+	})
+	if got := scrape(t, m).values[`awscni_ip_max`]; got != "240" {
+		t.Errorf("awscni_ip_max is %s for 3 ENIs x 5 prefixes of 16", got)
+	}
+}
+
 func TestValues(t *testing.T) {
 	t.Parallel()
 	p := scrape(t, filled())

@@ -9,6 +9,7 @@ import (
 
 	"vpccni/pkg/ipamd"
 	"vpccni/pkg/ipamd/datastore"
+	"vpccni/pkg/ipamd/warmpool"
 )
 
 // viewCollector reads the daemon's view once per scrape.
@@ -119,7 +120,11 @@ func (c *viewCollector) pool(s sink, v ipamd.View) {
 	}
 	limit = max(limit-unmanaged, 0)
 	s.gauge(c.eniMax, float64(limit))
-	s.gauge(c.ipMax, float64(limit*v.Limits.IPsPerENI))
+	perENI := v.Limits.IPsPerENI
+	if v.Targets.Prefixes {
+		perENI *= warmpool.PrefixSize
+	}
+	s.gauge(c.ipMax, float64(limit*perENI))
 	s.gauge(c.enis, float64(managed))
 	s.gauge(c.total, float64(v.Totals.Total))
 	s.gauge(c.assigned, float64(v.Totals.Assigned))

@@ -21,7 +21,7 @@ func Hopeless(s State, t Targets, l Limits, now time.Time) (Verdict, bool) {
 	if f.ready > 0 || f.usable > 0 || f.inFlight {
 		return Verdict{}, false
 	}
-	var cooling, inUse, unmanaged int
+	var cooling, inUse, unmanaged, prefixes, singles int
 	rooms := map[string]int{} // by subnet, on usable ENIs
 	for _, e := range s.ENIs {
 		switch {
@@ -35,6 +35,8 @@ func Hopeless(s State, t Targets, l Limits, now time.Time) (Verdict, bool) {
 		}
 		cooling += e.Cooling
 		inUse += e.Assigned + e.Quarantined
+		prefixes += e.Prefixes.Blocks
+		singles += e.part(false).Blocks
 		if room := e.room(l); room > 0 {
 			rooms[e.Subnet] += room
 		}
@@ -46,7 +48,7 @@ func Hopeless(s State, t Targets, l Limits, now time.Time) (Verdict, bool) {
 		return Verdict{CauseLimit, fmt.Sprintf("all %d addresses that max-pods=%d allows are in use", inUse, t.MaxPods)}, true
 	}
 	if len(rooms) == 0 && f.slots >= l.enis() {
-		return Verdict{CauseLimit, limitReason(l, inUse, unmanaged)}, true
+		return Verdict{CauseLimit, limitReason(l, slotsText(l, t, prefixes, singles), inUse, unmanaged)}, true
 	}
 	// Every way that is open in principle must have been refused for good.
 	var refusals []Refusal
@@ -68,16 +70,27 @@ func Hopeless(s State, t Targets, l Limits, now time.Time) (Verdict, bool) {
 	return refusalVerdict(refusals, now), true
 }
 
+// slotsText says what an ENI's slots hold.
+func slotsText(l Limits, t Targets, prefixes, singles int) string {
+	switch {
+	case prefixes == 0 && !t.Prefixes:
+		return fmt.Sprintf("(%d-1) addresses", l.IPsPerENI+1)
+	case singles == 0:
+		return fmt.Sprintf("%d prefixes of %d", l.IPsPerENI, PrefixSize)
+	}
+	return fmt.Sprintf("%d slots, with %d prefixes of %d and %d single addresses", l.IPsPerENI, prefixes, PrefixSize, singles)
+}
+
 // limitReason names the limit that is reached.
-func limitReason(l Limits, inUse, unmanaged int) string {
+func limitReason(l Limits, slots string, inUse, unmanaged int) string {
 	var b strings.Builder
 	own := l.enis() - unmanaged
 	if l.MaxENI > 0 && l.MaxENI < l.ENIs {
-		fmt.Fprintf(&b, "all %d addresses that MAX_ENI=%d allows are in use: %d ENIs x (%d-1) addresses (a %s could have %d ENIs)",
-			inUse, l.MaxENI, own, l.IPsPerENI+1, l.InstanceType, l.ENIs)
+		fmt.Fprintf(&b, "all %d addresses that MAX_ENI=%d allows are in use: %d ENIs x %s (a %s could have %d ENIs)",
+			inUse, l.MaxENI, own, slots, l.InstanceType, l.ENIs)
 	} else {
-		fmt.Fprintf(&b, "all %d addresses that %s %s can give pods are in use: %d ENIs x (%d-1) addresses",
-			inUse, article(l.InstanceType), l.InstanceType, own, l.IPsPerENI+1)
+		fmt.Fprintf(&b, "all %d addresses that %s %s can give pods are in use: %d ENIs x %s",
+			inUse, article(l.InstanceType), l.InstanceType, own, slots)
 	}
 	if unmanaged > 0 {
 		fmt.Fprintf(&b, "; %d more ENIs of this node are not managed by the CNI", unmanaged)

@@ -29,9 +29,16 @@ func brief(d Decision) string {
 
 func (a Action) brief() string {
 	switch a.Kind {
+	case AssignPrefixes:
+		return fmt.Sprintf("+%dp@%d", a.N, a.Device)
+	case UnassignPrefixes:
+		return fmt.Sprintf("-%dp@%d", a.N, a.Device)
 	case AssignIPs:
 		return fmt.Sprintf("+%d@%d", a.N, a.Device)
 	case CreateENI:
+		if a.Prefixes > 0 {
+			return fmt.Sprintf("new@%d:%dp", a.Device, a.Prefixes)
+		}
 		return fmt.Sprintf("new@%d:%d", a.Device, a.N)
 	case UnassignIPs:
 		return fmt.Sprintf("-%d@%d", a.N, a.Device)
@@ -94,9 +101,9 @@ func TestPlan(t *testing.T) {
 			"+2@0 +1@1 +5@2"},
 		{"what is asked for is not asked again", Targets{WarmENI: 1}, medium, state(5, busy(eni(0, 0, 0, 0), 5)), "new@1:5"},
 		{"nor what is being created", Targets{}, medium, State{ENIs: []ENI{eni(0, 5, 5, 0)}, Waiting: 5, Subnet: "s",
-			Creating: []Creating{{1, 5}}}, ""},
+			Creating: []Creating{{Device: 1, IPs: 5}}}, ""},
 		{"room of an ENI in the making is used before another is made", Targets{WarmIP: 1}, medium,
-			State{ENIs: []ENI{eni(0, 5, 5, 0)}, Waiting: 4, Subnet: "s", Creating: []Creating{{1, 2}}}, ""},
+			State{ENIs: []ENI{eni(0, 5, 5, 0)}, Waiting: 4, Subnet: "s", Creating: []Creating{{Device: 1, IPs: 2}}}, ""},
 		{"nor what is being wired", Targets{}, medium, state(5, eni(0, 5, 5, 0), wiring(eni(1, 5, 0, 0))), ""},
 		{"an ENI that cannot be wired does not count", Targets{}, medium, state(1, eni(0, 5, 5, 0), stuck(eni(1, 5, 0, 0))), "new@2:5"},
 		{"device indexes of others are taken", Targets{}, medium, state(1, eni(0, 5, 5, 0), foreign(eni(1, 0, 0, 0))), "new@2:5"},
@@ -250,7 +257,7 @@ func TestHopeless(t *testing.T) {
 		{"one is free", with(func(e []ENI) { e[1].Assigned, e[1].Free = 4, 1 }), Targets{}, medium, "", ""},
 		{"an ENI is being removed", with(func(e []ENI) { e[2] = ENI{ID: "x", Device: 2, Leaving: true} }), Targets{}, medium, "", ""},
 		{"an ENI is being wired", with(func(e []ENI) { e[2].Usable = false }), Targets{}, medium, "", ""},
-		{"an ENI is being created", State{ENIs: full[:2], Creating: []Creating{{2, 5}}, Waiting: 1, Subnet: "s"}, Targets{}, medium, "", ""},
+		{"an ENI is being created", State{ENIs: full[:2], Creating: []Creating{{Device: 2, IPs: 5}}, Waiting: 1, Subnet: "s"}, Targets{}, medium, "", ""},
 		{"there is room", with(func(e []ENI) { e[1].Total, e[1].Assigned = 4, 4 }), Targets{}, medium, "", ""},
 		{"there is a slot", state(1, full[:2]...), Targets{}, medium, "", ""},
 		{"a slot, but denied", denied(state(1, full[:2]...), OpCreate), Targets{}, medium, CauseDenied, "ec2:CreateNetworkInterface"},

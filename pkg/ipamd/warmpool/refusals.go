@@ -8,10 +8,12 @@ import (
 // Op is an operation that EC2 can refuse.
 type Op string
 
-// The operations. Assign and create are refused per subnet, remove and unassign per ENI.
+// The operations. Assign and create are refused per subnet, remove and unassign per ENI. That a subnet has no free /28
+// is remembered apart: it may well have single addresses, and it is the same for an ENI that exists and a new one.
 const (
 	OpAssign   Op = "assign"
 	OpCreate   Op = "create"
+	OpPrefix   Op = "prefix"
 	OpUnassign Op = "unassign"
 	OpRemove   Op = "remove"
 )
@@ -32,6 +34,8 @@ const (
 const (
 	// exhaustedFor is upstream's: a subnet does not get free addresses by being asked.
 	exhaustedFor = 120 * time.Second
+	// noPrefixFor is shorter: the node lives on single addresses meanwhile, and each of them is in the way of a prefix.
+	noPrefixFor = 40 * time.Second
 	// deniedFor makes at most 12 tries an hour: rights change when people change them.
 	deniedFor = 5 * time.Minute
 	limitFor  = 60 * time.Second
@@ -66,7 +70,7 @@ type Refusals struct {
 }
 
 // Refused records that a call for n addresses (0 if it was for none) was refused. jitter, in [0,1), spreads the
-// retries of throttled nodes.
+// retries of the nodes.
 func (r Refusals) Refused(op Op, target string, cause Cause, n int, detail string, jitter float64, now time.Time) Refusals {
 	key := refusalKey{op, target}
 	x := r.m[key]
@@ -79,6 +83,9 @@ func (r Refusals) Refused(op Op, target string, cause Cause, n int, detail strin
 	switch cause {
 	case CauseExhausted:
 		x.Until = now.Add(exhaustedFor)
+		if op == OpPrefix {
+			x.Until = now.Add(noPrefixFor + time.Duration(jitter*float64(noPrefixFor)/4))
+		}
 		if n > 1 {
 			x.AtMost = max(n/4, 1)
 		}
@@ -151,4 +158,15 @@ func (r Refusals) until(op Op, target string) time.Time {
 func (r Refusals) passing(op Op, target string, now time.Time) bool {
 	x, ok := r.Get(op, target, now)
 	return ok && (x.Cause == CauseThrottled || x.Cause == CauseFailed && x.Times <= 2)
+}
+
+// noPrefix tells whether a subnet has just said that it has no free /28.
+func (r Refusals) noPrefix(subnet string, now time.Time) bool {
+	x, ok := r.Get(OpPrefix, subnet, now)
+	return ok && x.AtMost == 0
+}
+
+// doubtful tells whether a subnet had no free /28 when it was asked last, however long ago.
+func (r Refusals) doubtful(subnet string) bool {
+	return r.m[refusalKey{OpPrefix, subnet}].Cause == CauseExhausted
 }

@@ -7,19 +7,31 @@ import (
 	"time"
 )
 
-// shrink gives back what is more than the targets want: whole ENIs where that is possible, then, where single
-// addresses are counted, addresses. It is called when nothing is on its way in and no pod waits.
-func (d *Decision) shrink(s State, f figures, t Targets, l Limits, now time.Time) {
-	free := f.ready
-	over, why := excess(f, t, l, free)
+// shrink gives back what is more than the targets want: whole ENIs where that is possible, then, where it is not full
+// ENIs that are counted, blocks, and everything unused of the kind that the mode does not ask for. It is called when
+// nothing is on its way in and no pod waits.
+//
+// stuck says that prefixes are wanted and cannot be had. Single addresses stand in for them then and are kept as far as
+// they are needed; the figures are those of both kinds.
+func (d *Decision) shrink(s State, f figures, t Targets, l Limits, stuck bool, now time.Time) {
+	over, why := excess(f, t, l, stuck)
+	leaving := map[string]bool{}
 	for _, e := range removalOrder(s.ENIs) {
-		if e.Total > 0 && over < e.Total || over < 0 {
+		counted := e.part(t.Prefixes).Total
+		if stuck {
+			counted = e.Total
+		}
+		if stuck && e.Prefixes.Blocks > 0 {
+			continue // more prefixes are wanted
+		}
+		if counted > 0 && over < counted || over < 0 {
 			continue
 		}
 		if wait := latest(e.Since.Add(t.minENIAge()), s.LastRemoval.Add(t.removePace())); wait.After(now) {
 			// Its addresses go with it, later. Giving them back now would be one call more.
 			d.wakeAt(wait, now)
-			over -= e.Total
+			over -= counted
+			leaving[e.ID] = true
 			continue
 		}
 		if blocked := s.Refusals.until(OpRemove, e.ID); blocked.After(now) {
@@ -29,33 +41,82 @@ func (d *Decision) shrink(s State, f figures, t Targets, l Limits, now time.Time
 		d.Actions = append(d.Actions, Action{Kind: RemoveENI, ENI: e.ID, Device: e.Device, N: e.Total, Reason: why})
 		return // one at a time; the next plan sees what is left
 	}
-	if !t.byAddress() || over <= 0 {
-		return
+	back := giving{refusals: s.Refusals, now: now, prefixes: t.Prefixes && !stuck}
+	if !stuck {
+		back.others(s.ENIs, leaving)
 	}
-	if wait := latest(s.LastGrowth.Add(t.shrinkDelay()), s.LastShrink.Add(t.shrinkDelay())); wait.After(now) {
+	if t.byAddress() || t.Prefixes {
+		back.surplus(s.ENIs, over, why)
+	}
+	wait := latest(s.LastGrowth.Add(t.shrinkDelay()), s.LastShrink.Add(t.shrinkDelay()))
+	if len(back.actions) > 0 && wait.After(now) {
 		d.wakeAt(wait, now)
 		return
 	}
-	for _, e := range returnOrder(s.ENIs) {
-		n := min(e.Free, over)
-		if n <= 0 {
-			continue
+	d.wakeAt(back.blocked, now)
+	d.Actions = append(d.Actions, back.actions...)
+}
+
+// giving collects what goes back.
+type giving struct {
+	refusals Refusals
+	now      time.Time
+	prefixes bool // the kind whose surplus goes
+	actions  []Action
+	blocked  time.Time // when something that is refused now may be tried again
+}
+
+// give gives n blocks of an ENI back, if the ENI can be asked. An ENI takes one call at a time.
+func (g *giving) give(e ENI, prefixes bool, n int, why string) bool {
+	if n <= 0 || slices.ContainsFunc(g.actions, func(a Action) bool { return a.ENI == e.ID }) {
+		return false
+	}
+	if at := g.refusals.until(OpUnassign, e.ID); at.After(g.now) {
+		if g.blocked.IsZero() || at.Before(g.blocked) {
+			g.blocked = at
 		}
-		if blocked := s.Refusals.until(OpUnassign, e.ID); blocked.After(now) {
-			d.wakeAt(blocked, now)
-			continue
+		return false
+	}
+	g.actions = append(g.actions, Action{Kind: unassignKind(prefixes), ENI: e.ID, Device: e.Device, N: n, Reason: why})
+	return true
+}
+
+// others gives back what is unused of the kind that the mode does not ask for, on ENIs that stay.
+func (g *giving) others(enis []ENI, leaving map[string]bool) {
+	why := "prefixes are not used with ENABLE_PREFIX_DELEGATION=false"
+	if g.prefixes {
+		why = "single addresses are not used with ENABLE_PREFIX_DELEGATION=true"
+	}
+	for _, e := range returnOrder(enis) {
+		if !leaving[e.ID] {
+			g.give(e, !g.prefixes, e.part(!g.prefixes).Idle, why)
 		}
-		d.Actions = append(d.Actions, Action{Kind: UnassignIPs, ENI: e.ID, Device: e.Device, N: n, Reason: why})
-		over -= n
+	}
+}
+
+// surplus gives back blocks for over addresses too many.
+func (g *giving) surplus(enis []ENI, over int, why string) {
+	size := blockSize(g.prefixes)
+	for _, e := range returnOrder(enis) {
+		if n := min(e.part(g.prefixes).Idle, over/size); g.give(e, g.prefixes, n, why) {
+			over -= n * size
+		}
 	}
 }
 
 // excess is how many free addresses could go without the targets wanting them back; -1 if not even an empty ENI may.
-func excess(f figures, t Targets, l Limits, free int) (int, string) {
-	if t.byAddress() {
+func excess(f figures, t Targets, l Limits, stuck bool) (int, string) {
+	free := f.ready
+	switch {
+	case t.byAddress():
 		over := max(min(free-t.WarmIP, f.total-t.MinimumIP), 0)
 		return over, fmt.Sprintf("%d free, WARM_IP_TARGET=%d; %d in all, MINIMUM_IP_TARGET=%d",
 			free, t.WarmIP, f.total, t.MinimumIP)
+	case stuck:
+		return max(free-t.WarmPrefix, 0), fmt.Sprintf("%d free, WARM_PREFIX_TARGET=%d keeps as many single addresses", free, t.WarmPrefix)
+	case t.Prefixes:
+		return max(free-t.WarmPrefix*PrefixSize, 0), fmt.Sprintf("%d free, WARM_PREFIX_TARGET=%d keeps %d",
+			free, t.WarmPrefix, t.WarmPrefix*PrefixSize)
 	}
 	// A full ENI more than the target before anything goes: an ENI costs three calls and ten seconds to get back.
 	over := free - t.WarmENI*l.IPsPerENI

@@ -151,7 +151,7 @@ func (p *pool) plan() (Decision, error) {
 			e.Busy, e.Asked = true, a.N
 		case CreateENI:
 			took = time.Duration(2+p.r.IntN(8)) * time.Second
-			p.state.Creating = append(p.state.Creating, Creating{a.Device, a.N})
+			p.state.Creating = append(p.state.Creating, Creating{Device: a.Device, IPs: a.N})
 		case UnassignIPs:
 			if e.Busy || e.Free < a.N {
 				return d, fmt.Errorf("%s of %+v", a.brief(), *e)

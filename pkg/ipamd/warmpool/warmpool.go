@@ -12,11 +12,14 @@
 //   - a target of 0 means "on demand": nothing is brought in that no pod waits for;
 //   - MINIMUM_IP_TARGET alone is a floor, not a ceiling;
 //   - what goes away is what leaves the fewest ENIs, and only if nothing would have to come back.
+//
+// An ENI has slots, and a slot takes a single address or, with prefix delegation, a /28 prefix of 16. The node's mode
+// says which of the two is asked for; the other kind may be there as well, from another mode or because the subnet had
+// no free /28, and what is unused of it is given back.
 package warmpool
 
 import (
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -33,10 +36,14 @@ const (
 
 // Targets are what the operator wants to have ready.
 type Targets struct {
-	WarmENI   int // full ENIs' worth of free addresses; ignored if WarmIP or MinimumIP is set
+	WarmENI   int // full ENIs' worth of free addresses; ignored if WarmIP or MinimumIP is set, and with Prefixes
 	WarmIP    int // free addresses
 	MinimumIP int // addresses in all
-	MaxPods   int // never hold more addresses than this; 0: unknown
+	MaxPods   int // never hold more addresses than this needs; 0: unknown
+	// Prefixes fills the slots with /28 prefixes. WarmPrefix is how many of them, or as many addresses, to have free;
+	// ignored if WarmIP or MinimumIP is set.
+	Prefixes   bool
+	WarmPrefix int
 	// MinENIAge, ShrinkDelay and RemovePace replace the defaults if positive; demonstrations shorten them.
 	MinENIAge   time.Duration
 	ShrinkDelay time.Duration
@@ -61,7 +68,7 @@ func orDefault(d, def time.Duration) time.Duration {
 type Limits struct {
 	InstanceType string
 	ENIs         int // of the instance type, the primary one included
-	IPsPerENI    int // pods' addresses on one ENI: without the ENI's own
+	IPsPerENI    int // slots of one ENI for pods' addresses or prefixes: without the ENI's own address
 	MaxENI       int // MAX_ENI; 0: not set
 }
 
@@ -101,22 +108,19 @@ type ENI struct {
 	Cooling     int
 	Quarantined int
 	Returning   int // part of Total: on their way back to EC2
-	Asked       int // not in Total: asked of EC2
+	Asked       int // not in Total: single addresses asked of EC2
+	// Prefixes is the part of all these that is in prefixes.
+	Prefixes Part
 }
-
-// hold is what the ENI will hold when everything in flight has arrived.
-func (e ENI) hold() int { return e.Total - e.Returning + e.Asked }
-
-// room is how many more addresses fit.
-func (e ENI) room(l Limits) int { return max(l.IPsPerENI-e.Total-e.Asked, 0) }
 
 // serves tells whether the ENI's addresses count, now or soon.
 func (e ENI) serves() bool { return !e.Unmanaged && !e.Leaving && !e.Stuck }
 
 // Creating is an ENI that is being created or attached and not among the ENIs yet.
 type Creating struct {
-	Device int
-	IPs    int
+	Device   int
+	IPs      int
+	Prefixes int
 }
 
 // State is everything a plan depends on.
@@ -139,19 +143,22 @@ type Kind string
 
 // The kinds of actions.
 const (
-	AssignIPs   Kind = "AssignIPs"   // N more addresses on ENI
-	CreateENI   Kind = "CreateENI"   // a new ENI with N addresses at device index Device
-	UnassignIPs Kind = "UnassignIPs" // N unused addresses of ENI go back
-	RemoveENI   Kind = "RemoveENI"   // ENI, without pods, goes back
+	AssignIPs        Kind = "AssignIPs"        // N more addresses on ENI
+	AssignPrefixes   Kind = "AssignPrefixes"   // N more prefixes on ENI
+	CreateENI        Kind = "CreateENI"        // a new ENI with N addresses or Prefixes prefixes at device index Device
+	UnassignIPs      Kind = "UnassignIPs"      // N unused addresses of ENI go back
+	UnassignPrefixes Kind = "UnassignPrefixes" // N unused prefixes of ENI go back
+	RemoveENI        Kind = "RemoveENI"        // ENI, without pods, goes back
 )
 
 // Action is one step of a plan.
 type Action struct {
-	Kind   Kind
-	ENI    string `json:",omitempty"`
-	Device int    `json:",omitempty"`
-	N      int    `json:",omitempty"`
-	Reason string
+	Kind     Kind
+	ENI      string `json:",omitempty"`
+	Device   int    `json:",omitempty"`
+	N        int    `json:",omitempty"`
+	Prefixes int    `json:",omitempty"`
+	Reason   string
 }
 
 // Decision is a plan and when to make the next one if nothing happens before.
@@ -169,57 +176,37 @@ func (d *Decision) wakeAt(t, now time.Time) {
 	}
 }
 
-// figures are the sums that the formulas of both directions use.
-type figures struct {
-	total    int // held when everything in flight has arrived
-	usable   int // of these, neither assigned nor cooling nor quarantined
-	ready    int // ready to be handed out now
-	slots    int // ENI slots taken
-	inFlight bool
-}
-
-func sum(s State) figures {
-	var f figures
-	for _, e := range s.ENIs {
-		if !e.Detached {
-			f.slots++
-		}
-		if !e.serves() {
-			continue
-		}
-		f.total += e.hold()
-		f.usable += e.hold() - e.Assigned - e.Cooling - e.Quarantined
-		if e.Usable {
-			f.ready += e.Free
-		}
-		f.inFlight = f.inFlight || e.Busy || e.Asked > 0 || !e.Usable
-	}
-	for _, c := range s.Creating {
-		f.slots++
-		f.total += c.IPs
-		f.usable += c.IPs
-		f.inFlight = true
-	}
-	return f
-}
-
 // Plan says what to do now.
 func Plan(s State, t Targets, l Limits, now time.Time) Decision {
-	f := sum(s)
-	d := Decision{Summary: summary(s, f, t)}
-	short, why := shortage(s, f, t, l)
-	if short > 0 {
-		d.grow(s, f, t, l, short, why(), now)
-		return d
+	all := sum(s)
+	own := all.without(s, !t.Prefixes)
+	d := Decision{Summary: summary(s, all, t)}
+	stuck := false
+	if short, why := shortage(own, t, l); short > 0 {
+		d.grow(s, own, t, l, short, why(), now)
+		if len(d.Actions) == 0 && t.Prefixes {
+			d.fallBack(s, all, t, l, now)
+		}
+		if len(d.Actions) > 0 || !t.Prefixes {
+			return d
+		}
+		stuck = true // no prefix can be had; single addresses stand in for them
 	}
-	if s.Waiting == 0 && !f.inFlight {
-		d.shrink(s, f, t, l, now)
+	if s.Waiting == 0 && !all.inFlight {
+		f := own
+		if stuck {
+			f = all
+		}
+		d.shrink(s, f, t, l, stuck, now)
 	}
 	return d
 }
 
 func summary(s State, f figures, t Targets) string {
 	target := fmt.Sprintf("WARM_ENI_TARGET=%d", t.WarmENI)
+	if t.Prefixes {
+		target = fmt.Sprintf("WARM_PREFIX_TARGET=%d", t.WarmPrefix)
+	}
 	if t.byAddress() {
 		target = fmt.Sprintf("WARM_IP_TARGET=%d MINIMUM_IP_TARGET=%d", t.WarmIP, t.MinimumIP)
 	}
@@ -228,119 +215,33 @@ func summary(s State, f figures, t Targets) string {
 }
 
 // shortage is how many addresses are missing, and the reason.
-func shortage(s State, f figures, t Targets, l Limits) (short int, why func() string) {
-	free := f.usable - s.Waiting
+func shortage(f figures, t Targets, l Limits) (short int, why func() string) {
+	free := f.usable - f.waiting
 	switch {
 	case t.byAddress():
 		short = max(t.WarmIP-free, t.MinimumIP-f.total)
 		why = func() string {
 			return fmt.Sprintf("%d free after %d waiting pods, WARM_IP_TARGET=%d; %d in all, MINIMUM_IP_TARGET=%d",
-				free, s.Waiting, t.WarmIP, f.total, t.MinimumIP)
+				free, f.waiting, t.WarmIP, f.total, t.MinimumIP)
 		}
-	case t.WarmENI > 0:
+	case t.Prefixes && t.WarmPrefix > 0:
+		short = t.WarmPrefix*PrefixSize - free
+		why = func() string {
+			return fmt.Sprintf("%d free after %d waiting pods, WARM_PREFIX_TARGET=%d wants %d",
+				free, f.waiting, t.WarmPrefix, t.WarmPrefix*PrefixSize)
+		}
+	case !t.Prefixes && t.WarmENI > 0:
 		short = t.WarmENI*l.IPsPerENI - free
 		why = func() string {
 			return fmt.Sprintf("%d free after %d waiting pods, WARM_ENI_TARGET=%d wants %d",
-				free, s.Waiting, t.WarmENI, t.WarmENI*l.IPsPerENI)
+				free, f.waiting, t.WarmENI, t.WarmENI*l.IPsPerENI)
 		}
 	default:
 		short = -free
-		why = func() string { return fmt.Sprintf("%d pods wait and %d addresses are free", s.Waiting, f.usable) }
+		why = func() string { return fmt.Sprintf("%d pods wait and %d addresses are free", f.waiting, f.usable) }
 	}
 	if t.MaxPods > 0 {
-		short = min(short, t.MaxPods-f.total)
+		short = min(short, t.MaxPods-f.held)
 	}
 	return max(short, 0), why
-}
-
-// grow covers a shortage: first from the ENIs that have room, then with new ones. Where full ENIs are counted, each
-// step brings in as much as fits; it costs the same call.
-func (d *Decision) grow(s State, f figures, t Targets, l Limits, short int, why string, now time.Time) {
-	left := headroom(f, t)
-	take := func(room int) int {
-		n := min(room, short)
-		if !t.byAddress() {
-			n = room
-		}
-		return min(n, left)
-	}
-	probed := map[string]bool{} // subnets that are short of addresses are asked once at a time
-	for _, e := range growthOrder(s.ENIs, l) {
-		if short <= 0 || left <= 0 {
-			return
-		}
-		if !e.Usable || e.Busy {
-			// Its room can be used as soon as it is ready, and sooner than that of a new ENI.
-			short -= e.room(l)
-			continue
-		}
-		wanted := take(e.room(l))
-		n := s.Refusals.allowed(OpAssign, e.Subnet, wanted, now)
-		if n <= 0 || probed[e.Subnet] {
-			d.wakeAt(s.Refusals.until(OpAssign, e.Subnet), now)
-			if s.Refusals.passing(OpAssign, e.Subnet, now) {
-				short -= e.room(l)
-			}
-			continue
-		}
-		probed[e.Subnet] = n < wanted
-		d.Actions = append(d.Actions, Action{Kind: AssignIPs, ENI: e.ID, Device: e.Device, N: n, Reason: why})
-		short, left = short-n, left-n
-	}
-	for _, c := range s.Creating {
-		short -= max(l.IPsPerENI-c.IPs, 0)
-	}
-	devices := devicesTaken(s)
-	for slots := f.slots; short > 0 && left > 0 && slots < l.enis(); slots++ {
-		wanted := take(l.IPsPerENI)
-		n := s.Refusals.allowed(OpCreate, s.Subnet, wanted, now)
-		if n <= 0 {
-			d.wakeAt(s.Refusals.until(OpCreate, s.Subnet), now)
-			return
-		}
-		device := 1
-		for devices[device] {
-			device++
-		}
-		devices[device] = true
-		d.Actions = append(d.Actions, Action{Kind: CreateENI, Device: device, N: n, Reason: why})
-		short, left = short-n, left-n
-		if n < wanted {
-			return // a probe
-		}
-	}
-}
-
-// headroom is how many addresses max-pods leaves room for.
-func headroom(f figures, t Targets) int {
-	if t.MaxPods <= 0 {
-		return int(^uint(0) >> 1)
-	}
-	return t.MaxPods - f.total
-}
-
-// growthOrder lists the ENIs with room, the lowest device index first: the primary ENI can never be given back, so it
-// is filled first.
-func growthOrder(enis []ENI, l Limits) []ENI {
-	var out []ENI
-	for _, e := range enis {
-		if e.serves() && e.room(l) > 0 {
-			out = append(out, e)
-		}
-	}
-	slices.SortStableFunc(out, func(a, b ENI) int { return a.Device - b.Device })
-	return out
-}
-
-func devicesTaken(s State) map[int]bool {
-	taken := map[int]bool{}
-	for _, e := range s.ENIs {
-		if !e.Detached {
-			taken[e.Device] = true
-		}
-	}
-	for _, c := range s.Creating {
-		taken[c.Device] = true
-	}
-	return taken
 }
