@@ -235,8 +235,18 @@ func (f *Fabric) SyncVPC(v ec2.VPC, subnets []ec2.Subnet) error {
 	state.VPC = v
 	state.CIDRs = slices.Clone(v.CIDRs)
 	state.subnets = slices.Clone(subnets)
+	// An ENI is public or private with its subnet, and both sides of that have to change in one transaction: in between
+	// it would be neither.
+	for id, port := range f.ports {
+		e := f.enis[id]
+		if !attached(e) || e.VPCID != v.ID {
+			continue
+		}
+		if spec, err := specOf(e, f.vpcs); err == nil {
+			port.spec.public = spec.public
+		}
+	}
 	errs := []error{f.applyShared()}
-	// An ENI is public or private with its subnet.
 	for _, id := range slices.Sorted(maps.Keys(f.enis)) {
 		if f.enis[id].VPCID == v.ID {
 			errs = append(errs, f.apply(id))
