@@ -40,7 +40,7 @@ test: ## every test, with the race detector, in shuffled order
 	@$(MAKE) --no-print-directory build
 	$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -tags $(TAGS) ./...
 
-chaos: ## the long versions of the randomised tests; seeds are printed (about 15 minutes)
+chaos: ## the long versions of the randomised tests; seeds are printed (about 12 minutes)
 	@scripts/deps.sh build net race
 	@$(MAKE) --no-print-directory build
 	CHAOS=1 $(GO) test -count=1 -timeout 30m -tags $(TAGS) -v -run Chaos ./test/slice
