@@ -30,14 +30,14 @@ func TestDeniedActions(t *testing.T) {
 		{action: "DetachNetworkInterface", pods: 15, after: func(t *testing.T, l *cluster.Cluster, n *cluster.Node) {
 			deleteAll(t, l)
 			// Long enough for several removals, had they been allowed.
-			eventually(t, 20*time.Second, "a refused removal", func() bool { return refused(l, "DetachNetworkInterface") > 0 })
+			eventually(t, time.Minute, "a refused removal", func() bool { return refused(l, "DetachNetworkInterface") > 0 })
 			if got := len(attachedENIs(l, n)); got != 3 {
 				t.Errorf("%d ENIs, want the 3 that cannot be detached", got)
 			}
 		}},
 		{action: "DeleteNetworkInterface", pods: 15, after: func(t *testing.T, l *cluster.Cluster, n *cluster.Node) {
 			deleteAll(t, l)
-			eventually(t, 20*time.Second, "a refused deletion", func() bool { return refused(l, "DeleteNetworkInterface") > 0 })
+			eventually(t, time.Minute, "a refused deletion", func() bool { return refused(l, "DeleteNetworkInterface") > 0 })
 			for _, id := range l.Cloud().Faults() {
 				l.Cloud().RemoveFault(id.ID)
 			}
@@ -87,7 +87,7 @@ func TestNoDescribe(t *testing.T) {
 			t.Fatalf("%s: %v", podName(i), err)
 		}
 	}
-	eventually(t, 10*time.Second, "two ENIs", func() bool { return len(attachedENIs(l, n)) == 2 })
+	eventually(t, 30*time.Second, "two ENIs", func() bool { return len(attachedENIs(l, n)) == 2 })
 	l.Cloud().AddFault(ec2.Fault{Action: "Describe*", Deny: true})
 	n.KillIPAMD()
 	if err := n.StartIPAMD(t.Context()); err != nil {
@@ -104,7 +104,7 @@ func TestNoDescribe(t *testing.T) {
 
 func noneAvailable(t *testing.T, l *cluster.Cluster, _ *cluster.Node) {
 	t.Helper()
-	eventually(t, 30*time.Second, "no ENI is attached to nothing", func() bool {
+	eventually(t, time.Minute, "no ENI is attached to nothing", func() bool {
 		for _, e := range l.Cloud().ENIs() {
 			if e.Attachment == nil {
 				return false

@@ -54,7 +54,7 @@ func TestBurstWithFaults(t *testing.T) {
 			checkHolders(t, l, n)
 			checkReachable(t, l)
 			checkDrops(t, l)
-			eventually(t, 30*time.Second, "no ENI is attached to nothing, or would outlive its instance", func() bool {
+			eventually(t, time.Minute, "no ENI is attached to nothing, or would outlive its instance", func() bool {
 				return !slices.ContainsFunc(l.Cloud().ENIs(), func(e ec2.ENI) bool {
 					return e.Attachment == nil || !e.Attachment.DeleteOnTermination
 				})

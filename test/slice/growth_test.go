@@ -94,8 +94,8 @@ func TestShrinkToWarmTarget(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 20*time.Second, "one ENI left", func() bool { return len(attachedENIs(l, n)) == 1 })
-	eventually(t, 20*time.Second, "every detached ENI is deleted", func() bool { return len(l.Cloud().ENIs()) == 1 })
+	eventually(t, time.Minute, "one ENI left", func() bool { return len(attachedENIs(l, n)) == 1 })
+	eventually(t, time.Minute, "every detached ENI is deleted", func() bool { return len(l.Cloud().ENIs()) == 1 })
 	if held := allocations(t, n); len(held) > 0 {
 		t.Errorf("no pod is left, but these addresses are held: %v", held)
 	}

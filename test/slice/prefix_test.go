@@ -15,7 +15,7 @@ import (
 func TestPrefixDelegation(t *testing.T) {
 	l := lab(t, one(500*time.Millisecond, map[string]string{"ENABLE_PREFIX_DELEGATION": "true", "WARM_PREFIX_TARGET": "1"}))
 	n := l.Nodes()[0]
-	eventually(t, 10*time.Second, "one prefix is ready", func() bool { return prefixesOf(l, n) == 1 })
+	eventually(t, 30*time.Second, "one prefix is ready", func() bool { return prefixesOf(l, n) == 1 })
 	l.Cloud().ResetRequests()
 	started := time.Now()
 	for i, err := range burst(t.Context(), l, 40) {
@@ -24,7 +24,7 @@ func TestPrefixDelegation(t *testing.T) {
 		}
 	}
 	t.Logf("40 ADDs took %s", time.Since(started).Round(time.Millisecond))
-	eventually(t, 10*time.Second, "a prefix is free", func() bool { return prefixesOf(l, n) == 4 })
+	eventually(t, 30*time.Second, "a prefix is free", func() bool { return prefixesOf(l, n) == 4 })
 	// Plugins start one after the other: ADDs that come after the first call may need another one.
 	got := calls(l, n)
 	t.Logf("EC2 calls: %v", got)
@@ -106,7 +106,7 @@ func TestModeSwitch(t *testing.T) {
 	}
 	add(0, 8)
 	restart("true")
-	eventually(t, 20*time.Second, "single addresses are those of the 8 pods", func() bool { return singles() == 8 && prefixesOf(l, n) == 1 })
+	eventually(t, time.Minute, "single addresses are those of the 8 pods", func() bool { return singles() == 8 && prefixesOf(l, n) == 1 })
 	add(8, 28)
 	checkBlocks(t, l, n)
 	checkReachable(t, l)
@@ -115,10 +115,10 @@ func TestModeSwitch(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 20*time.Second, "no single address is left", func() bool { return singles() == 0 })
+	eventually(t, time.Minute, "no single address is left", func() bool { return singles() == 0 })
 	restart("false")
 	add(30, 34)
-	eventually(t, 20*time.Second, "prefixes are those with pods", func() bool { return prefixesOf(l, n) == 2 && singles() > 4 })
+	eventually(t, time.Minute, "prefixes are those with pods", func() bool { return prefixesOf(l, n) == 2 && singles() > 4 })
 	checkBlocks(t, l, n)
 	checkReachable(t, l)
 	checkDrops(t, l)

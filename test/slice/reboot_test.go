@@ -15,7 +15,7 @@ func TestReboot(t *testing.T) {
 			t.Fatalf("%s: %v", podName(i), err)
 		}
 	}
-	eventually(t, 10*time.Second, "three ENIs", func() bool { return len(attachedENIs(l, n)) == 3 })
+	eventually(t, 30*time.Second, "three ENIs", func() bool { return len(attachedENIs(l, n)) == 3 })
 	l.Cloud().ResetRequests()
 	if err := n.Kill(); err != nil {
 		t.Fatal(err)

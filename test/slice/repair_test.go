@@ -31,10 +31,10 @@ func TestHostStateComesBack(t *testing.T) {
 		slices.Sort(lines)
 		return strings.Join(lines, "\n")
 	}
-	eventually(t, 10*time.Second, "three ENIs are wired", func() bool { return strings.Contains(state(), "lookup 3") })
+	eventually(t, 30*time.Second, "three ENIs are wired", func() bool { return strings.Contains(state(), "lookup 3") })
 	// What pods came and went last may still be under way.
 	want := state()
-	eventually(t, 10*time.Second, "the state is at rest", func() bool {
+	eventually(t, 30*time.Second, "the state is at rest", func() bool {
 		last := want
 		want = state()
 		return want == last
@@ -50,7 +50,7 @@ func TestHostStateComesBack(t *testing.T) {
 		"echo 1 > /proc/sys/net/ipv4/conf/eth1/rp_filter",
 	} {
 		node(damage)
-		eventually(t, 10*time.Second, damage+" is repaired", func() bool { return state() == want })
+		eventually(t, 30*time.Second, damage+" is repaired", func() bool { return state() == want })
 	}
 	checkReachable(t, l)
 	checkDrops(t, l)
