@@ -80,10 +80,10 @@ func (c *config) multiNIC() bool {
 // podArgs is CNI_ARGS as kubelet's runtimes fill it. The library matches keys with field names.
 type podArgs struct {
 	types.CommonArgs
-	K8S_POD_NAME               types.UnmarshallableString //nolint:revive // a key of CNI_ARGS
-	K8S_POD_NAMESPACE          types.UnmarshallableString //nolint:revive // a key of CNI_ARGS
-	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString //nolint:revive // a key of CNI_ARGS
-	K8S_POD_UID                types.UnmarshallableString //nolint:revive // a key of CNI_ARGS
+	K8S_POD_NAME               types.UnmarshallableString
+	K8S_POD_NAMESPACE          types.UnmarshallableString
+	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString
+	K8S_POD_UID                types.UnmarshallableString
 }
 
 func (a *podArgs) name() string      { return string(a.K8S_POD_NAME) }
