@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +19,7 @@ import (
 	"time"
 
 	"vpccni/lab/fabric"
+	"vpccni/lab/program"
 	"vpccni/lab/sandbox"
 )
 
@@ -147,10 +147,7 @@ func withScript(t *testing.T) *Cluster {
 	n := c.Nodes()[0]
 	conf := `{"cniVersion":"0.4.0","name":"aws-cni","disableCheck":true,"plugins":[{"type":"script","capabilities":{"io.kubernetes.cri.pod-annotations":true}}]}`
 	for path, text := range map[string]string{cniBin + "/script": scriptPlugin, cniConf + "/10-script.conflist": conf} {
-		if err := os.MkdirAll(filepath.Dir(n.disk(path)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(n.disk(path), []byte(text), 0o755); err != nil {
+		if err := program.Write(n.disk(path), strings.NewReader(text)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 	"vpccni/lab/ec2"
 	"vpccni/lab/fabric"
 	"vpccni/lab/node"
+	"vpccni/lab/program"
 	"vpccni/pkg/networkutils/names"
 )
 
@@ -123,7 +123,7 @@ func (n *Node) awsEnv() []string {
 // installCNI puts the plugins where the runtime looks for them.
 func (n *Node) installCNI() error {
 	for _, name := range []string{pluginBinary, portmapBinary} {
-		err := copyFile(filepath.Join(n.cluster.spec.BinDir, name), n.disk(cniBin, name), 0o755)
+		err := program.Copy(filepath.Join(n.cluster.spec.BinDir, name), n.disk(cniBin, name))
 		if err != nil && (name != portmapBinary || !errors.Is(err, os.ErrNotExist)) {
 			return fmt.Errorf("install %s on %s: %w", name, n.Name, err)
 		}
@@ -133,27 +133,6 @@ func (n *Node) installCNI() error {
 
 // disk is where a persistent file of the node is in the sandbox.
 func (n *Node) disk(path ...string) string { return filepath.Join(n.os.Disk(), filepath.Join(path...)) }
-
-func copyFile(from, to string, mode os.FileMode) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = in.Close() }()
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return err
-	}
-	// A running program's file cannot be written to, but replaced.
-	out, err := os.OpenFile(to+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	if err := errors.Join(err, out.Close()); err != nil {
-		return err
-	}
-	return os.Rename(to+".tmp", to)
-}
 
 // OS is the node's operating system: for programs on the node, and functions in its namespaces.
 func (n *Node) OS() *node.Node { return n.os }

@@ -28,6 +28,7 @@ import (
 	"vpccni/lab/cluster"
 	"vpccni/lab/control"
 	"vpccni/lab/daemon"
+	"vpccni/lab/program"
 	"vpccni/lab/sandbox"
 )
 
@@ -299,12 +300,8 @@ func TestOrdinaryUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	self, err := os.ReadFile("/proc/self/exe")
-	if err != nil {
-		t.Fatal(err)
-	}
 	bin := filepath.Join(dir, "daemon.test")
-	if err := errors.Join(os.WriteFile(bin, self, 0o755), os.Chmod(dir, 0o755)); err != nil {
+	if err := errors.Join(program.Copy("/proc/self/exe", bin), os.Chmod(dir, 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), bin, "-test.v", "-test.run", "TestUpAndDown|TestForeground|TestTwoLabs|TestExec|TestEnv")

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vpccni/lab/program"
 	"vpccni/lab/sandbox"
 )
 
@@ -246,7 +247,7 @@ func TestNetNS(t *testing.T) {
 func TestBinds(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "tool"), []byte("#!/bin/sh\necho made here\n"), 0o755); err != nil {
+	if err := program.Write(filepath.Join(dir, "tool"), strings.NewReader("#!/bin/sh\necho made here\n")); err != nil {
 		t.Fatal(err)
 	}
 	n := start(t, Options{Name: "n", Binds: map[string]string{BinDir: dir}})
