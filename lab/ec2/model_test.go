@@ -116,6 +116,20 @@ func (l *lab) invariants() {
 	}
 }
 
+// rest waits until no attachment or detachment is under way on the real clock.
+func (l *lab) rest() {
+	l.t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for range 30_000 {
+		if !slices.ContainsFunc(l.ENIs(), func(e ec2.ENI) bool { return e.Attachment != nil && e.Attachment.State != "attached" }) {
+			return
+		}
+		<-tick.C
+	}
+	l.t.Fatal("ENIs stay on their way")
+}
+
 func TestInvariants(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(3) {
@@ -160,6 +174,7 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	l.rest()
 	l.invariants()
 	for k, n := range l.Counts() {
 		if k.Outcome == "InternalError" {
