@@ -49,6 +49,7 @@ type controller struct {
 	refusals  warmpool.Refusals
 	counters  Counters
 	isReady   bool
+	node      NodeState
 	stopping  bool
 	effects   []effect
 	timerAt   time.Time
@@ -135,6 +136,8 @@ func (c *controller) step(ev event, now time.Time) []effect {
 		c.applied(ev, now)
 	case evVPC:
 		c.vpcChanged(ev.cidrs)
+	case evNode:
+		c.nodeChanged(ev.NodeState, now)
 	case evHost:
 		c.hostChanged(now)
 	case evTimer:
@@ -213,6 +216,33 @@ func (c *controller) planBy(within time.Duration, now time.Time) {
 	if t := now.Add(within); c.planAt.IsZero() || t.Before(c.planAt) {
 		c.planAt = t
 	}
+}
+
+// nodeChanged takes over what others say of the node.
+func (c *controller) nodeChanged(n NodeState, now time.Time) {
+	if n == c.node {
+		return
+	}
+	c.node = n
+	c.set.Targets.MaxPods = n.MaxPods
+	c.log(slog.LevelInfo, "node", "max_pods", n.MaxPods, "cordoned", n.Cordoned, "leaving", n.Leaving)
+	c.planBy(0, now)
+}
+
+// holdReason says why the pool must not shrink, nor grow but for pods that wait; empty if it may.
+func (c *controller) holdReason() string {
+	switch {
+	case c.node.Leaving != "":
+		return "the instance is about to end: " + c.node.Leaving
+	case c.node.Cordoned && !c.set.ManageWhenCordoned:
+		return "the node is cordoned"
+	}
+	return ""
+}
+
+// notify shows people a change.
+func (c *controller) notify(warning bool, reason, message string) {
+	c.emit(effNotice{Notice{warning, reason, message}})
 }
 
 func (c *controller) stop() {

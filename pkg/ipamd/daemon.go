@@ -194,6 +194,9 @@ func (d *Daemon) Del(ctx context.Context, req DelRequest) (DelReply, error) {
 // SetVPCCIDRs tells the daemon the VPC's ranges, which pods reach without source NAT.
 func (d *Daemon) SetVPCCIDRs(cidrs []netip.Prefix) { d.dispatch(evVPC{cidrs}) }
 
+// SetNode tells the daemon what others say of the node.
+func (d *Daemon) SetNode(n NodeState) { d.dispatch(evNode{n}) }
+
 // HostChanged tells the daemon that the host's network may not be as it left it.
 func (d *Daemon) HostChanged() { d.dispatch(evHost{}) }
 
@@ -265,6 +268,10 @@ func (d *Daemon) decide(ev event) (lines []effLog) {
 			close(d.ready)
 		case effLog:
 			lines = append(lines, e)
+		case effNotice:
+			if d.o.Notify != nil {
+				d.o.Notify(e.Notice)
+			}
 		case effCommit:
 			d.do(commitTimeout, func(ctx context.Context) event {
 				return evCommitted{d.o.Checkpointer.Commit(ctx)}

@@ -55,6 +55,8 @@ type (
 	evHost struct{}
 	// evVPC says that the VPC's ranges changed.
 	evVPC struct{ cidrs []netip.Prefix }
+	// evNode says what others say of the node.
+	evNode struct{ NodeState }
 )
 
 func (evStart) isEvent()     {}
@@ -68,6 +70,7 @@ func (evApplied) isEvent()   {}
 func (evTimer) isEvent()     {}
 func (evHost) isEvent()      {}
 func (evVPC) isEvent()       {}
+func (evNode) isEvent()      {}
 
 // An effect is something for the shell to do.
 type effect interface{ isEffect() }
@@ -100,6 +103,8 @@ type (
 		msg   string
 		args  []any
 	}
+	// effNotice is something for people to see.
+	effNotice struct{ Notice }
 )
 
 func (effCall) isEffect()   {}
@@ -110,6 +115,7 @@ func (effDel) isEffect()    {}
 func (effTimer) isEffect()  {}
 func (effReady) isEffect()  {}
 func (effLog) isEffect()    {}
+func (effNotice) isEffect() {}
 
 // method is what a call calls.
 type method string

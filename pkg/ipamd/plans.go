@@ -45,7 +45,7 @@ func (c *controller) makePlan(now time.Time) {
 
 // planState is the pool as the planner sees it.
 func (c *controller) planState(now time.Time) warmpool.State {
-	s := warmpool.State{Subnet: c.id.SubnetID, Refusals: c.refusals,
+	s := warmpool.State{Subnet: c.id.SubnetID, Refusals: c.refusals, Hold: c.holdReason(),
 		LastGrowth: c.lastGrowth, LastShrink: c.lastShrink, LastRemoval: c.lastRemoval}
 	ledger := map[string]datastore.ENIState{}
 	for _, st := range c.store.Snapshot(now).ENIs {

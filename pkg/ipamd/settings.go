@@ -29,6 +29,9 @@ type Settings struct {
 	AddWait time.Duration
 	// Queue bounds how many ADDs wait at once; DefaultQueue if 0.
 	Queue int
+	// ManageWhenCordoned lets the pool grow and shrink also while the node is cordoned
+	// (AWS_MANAGE_ENIS_NON_SCHEDULABLE).
+	ManageWhenCordoned bool
 	// IgnoreUntagged leaves ENIs alone that carry no tag of this node (MANAGE_UNTAGGED_ENI=false).
 	IgnoreUntagged bool
 	// ClusterName is CLUSTER_NAME; ENITags are ADDITIONAL_ENI_TAGS.
@@ -111,6 +114,8 @@ type Options struct {
 	Checkpointer Checkpointer
 	Clock        clockwork.Clock // the real one if nil
 	Log          *slog.Logger    // none if nil
+	// Notify, if set, is told what people should see. It must not block.
+	Notify func(Notice)
 	// Rand spreads retries and makes client tokens; a randomly seeded one if nil. Only the Daemon may use it.
 	Rand *rand.Rand
 }

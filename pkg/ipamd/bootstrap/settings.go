@@ -16,10 +16,11 @@ func Settings(c config.Config, limits awsutils.Limits, log *slog.Logger) ipamd.S
 		MaxENI:   c.MaxENI,
 		Cooldown: c.IPCooldown,
 		// 0 refuses at once here, and is the default there.
-		AddWait:        max(c.AddWait, 1),
-		IgnoreUntagged: !c.ManageUntaggedENIs,
-		ClusterName:    c.ClusterName,
-		ENITags:        c.AdditionalENITags,
+		AddWait:            max(c.AddWait, 1),
+		ManageWhenCordoned: c.ManageENIsWhenNonSchedulable,
+		IgnoreUntagged:     !c.ManageUntaggedENIs,
+		ClusterName:        c.ClusterName,
+		ENITags:            c.AdditionalENITags,
 		Host: hostnet.Config{
 			ExcludeSNATCIDRs:     c.ExcludeSNATCIDRs,
 			ExternalServiceCIDRs: c.ExternalServiceCIDRs,

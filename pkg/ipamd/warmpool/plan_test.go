@@ -282,3 +282,23 @@ func TestHopeless(t *testing.T) {
 		t.Error("throttling is a reason to wait, not to give up")
 	}
 }
+
+// A node that is about to go away gives nothing back, and gets only what pods wait for.
+func TestHold(t *testing.T) {
+	t.Parallel()
+	limits := Limits{InstanceType: "t3.small", ENIs: 3, IPsPerENI: 3}
+	s := State{Subnet: "subnet-1", Hold: "the node is cordoned", ENIs: []ENI{
+		{ID: "eni-0", Primary: true, Usable: true, Total: 3, Assigned: 3},
+		{ID: "eni-1", Device: 1, Usable: true},
+	}}
+	for name, targets := range map[string]Targets{"E1": {WarmENI: 1}, "W2": {WarmIP: 2}, "M5": {MinimumIP: 5}, "X1": {Prefixes: true, WarmPrefix: 1}} {
+		if d := Plan(s, targets, limits, time.Unix(1e6, 0)); len(d.Actions) != 0 {
+			t.Errorf("%s: %+v", name, d.Actions)
+		}
+		waiting := s
+		waiting.Waiting = 1
+		if d := Plan(waiting, targets, limits, time.Unix(1e6, 0)); len(d.Actions) != 1 || d.Actions[0].ENI != "eni-1" {
+			t.Errorf("%s, a pod waits: %+v", name, d.Actions)
+		}
+	}
+}

@@ -132,6 +132,8 @@ type State struct {
 	// Subnet is the subnet that new ENIs are created in.
 	Subnet   string
 	Refusals Refusals
+	// Hold is why nothing must go away and nothing be brought in but for pods that wait; empty if the targets count.
+	Hold string
 	// LastGrowth, LastShrink and LastRemoval are when the pool last grew, gave addresses back, and lost an ENI.
 	LastGrowth  time.Time
 	LastShrink  time.Time
@@ -178,6 +180,9 @@ func (d *Decision) wakeAt(t, now time.Time) {
 
 // Plan says what to do now.
 func Plan(s State, t Targets, l Limits, now time.Time) Decision {
+	if s.Hold != "" {
+		t.WarmENI, t.WarmIP, t.MinimumIP, t.WarmPrefix = 0, 0, 0, 0
+	}
 	all := sum(s)
 	own := all.without(s, !t.Prefixes)
 	d := Decision{Summary: summary(s, all, t)}
@@ -192,7 +197,7 @@ func Plan(s State, t Targets, l Limits, now time.Time) Decision {
 		}
 		stuck = true // no prefix can be had; single addresses stand in for them
 	}
-	if s.Waiting == 0 && !all.inFlight {
+	if s.Hold == "" && s.Waiting == 0 && !all.inFlight {
 		f := own
 		if stuck {
 			f = all
@@ -209,6 +214,9 @@ func summary(s State, f figures, t Targets) string {
 	}
 	if t.byAddress() {
 		target = fmt.Sprintf("WARM_IP_TARGET=%d MINIMUM_IP_TARGET=%d", t.WarmIP, t.MinimumIP)
+	}
+	if s.Hold != "" {
+		target = "nothing is given back, and only waiting pods get more: " + s.Hold
 	}
 	return fmt.Sprintf("%d addresses held or on their way, %d of them free, %d pods waiting; wanted: %s",
 		f.total, f.usable, s.Waiting, target)
