@@ -50,15 +50,12 @@ type DelReply struct {
 	Table   int
 }
 
-// NodeState is what others say of the node: its Node object, and the notices that EC2 gives an instance. The zero value
-// says nothing.
+// NodeState is what Kubernetes says of the node. The zero value says nothing.
 type NodeState struct {
 	// MaxPods is how many pods the kubelet takes; 0 if that is not known.
 	MaxPods int
 	// Cordoned nodes get no new pods, but for those of DaemonSets.
 	Cordoned bool
-	// Leaving is why the instance is about to end (a spot notice, its Auto Scaling group); empty if it is not.
-	Leaving string
 }
 
 // Notice is a change that somebody who looks at the node should see; it becomes a Kubernetes event.

@@ -50,6 +50,7 @@ type controller struct {
 	counters  Counters
 	isReady   bool
 	node      NodeState
+	leaving   string // why the instance is about to end; empty if it is not
 	stopping  bool
 	effects   []effect
 	timerAt   time.Time
@@ -138,6 +139,8 @@ func (c *controller) step(ev event, now time.Time) []effect {
 		c.vpcChanged(ev.cidrs)
 	case evNode:
 		c.nodeChanged(ev.NodeState, now)
+	case evLeaving:
+		c.leavingChanged(ev.why, now)
 	case evHost:
 		c.hostChanged(now)
 	case evTimer:
@@ -218,22 +221,35 @@ func (c *controller) planBy(within time.Duration, now time.Time) {
 	}
 }
 
-// nodeChanged takes over what others say of the node.
+// nodeChanged takes over what Kubernetes says of the node.
 func (c *controller) nodeChanged(n NodeState, now time.Time) {
 	if n == c.node {
 		return
 	}
 	c.node = n
 	c.set.Targets.MaxPods = n.MaxPods
-	c.log(slog.LevelInfo, "node", "max_pods", n.MaxPods, "cordoned", n.Cordoned, "leaving", n.Leaving)
+	c.log(slog.LevelInfo, "node", "max_pods", n.MaxPods, "cordoned", n.Cordoned)
+	c.planBy(0, now)
+}
+
+// leavingChanged hears that the instance is about to end, or not any more: an Auto Scaling group can take it back.
+func (c *controller) leavingChanged(why string, now time.Time) {
+	if why == c.leaving {
+		return
+	}
+	c.leaving = why
+	if why != "" {
+		c.notify(false, "InstanceLeaving", "The instance is about to end ("+why+"): its ENIs and addresses stay as they are")
+	}
+	c.log(slog.LevelInfo, "instance", "leaving", why)
 	c.planBy(0, now)
 }
 
 // holdReason says why the pool must not shrink, nor grow but for pods that wait; empty if it may.
 func (c *controller) holdReason() string {
 	switch {
-	case c.node.Leaving != "":
-		return "the instance is about to end: " + c.node.Leaving
+	case c.leaving != "":
+		return "the instance is about to end: " + c.leaving
 	case c.node.Cordoned && !c.set.ManageWhenCordoned:
 		return "the node is cordoned"
 	}

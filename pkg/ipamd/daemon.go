@@ -194,8 +194,12 @@ func (d *Daemon) Del(ctx context.Context, req DelRequest) (DelReply, error) {
 // SetVPCCIDRs tells the daemon the VPC's ranges, which pods reach without source NAT.
 func (d *Daemon) SetVPCCIDRs(cidrs []netip.Prefix) { d.dispatch(evVPC{cidrs}) }
 
-// SetNode tells the daemon what others say of the node.
+// SetNode tells the daemon what Kubernetes says of the node.
 func (d *Daemon) SetNode(n NodeState) { d.dispatch(evNode{n}) }
+
+// SetLeaving tells the daemon why the instance is about to end (a spot notice, its Auto Scaling group); empty: it is
+// not.
+func (d *Daemon) SetLeaving(why string) { d.dispatch(evLeaving{why}) }
 
 // HostChanged tells the daemon that the host's network may not be as it left it.
 func (d *Daemon) HostChanged() { d.dispatch(evHost{}) }

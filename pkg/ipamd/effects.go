@@ -55,8 +55,10 @@ type (
 	evHost struct{}
 	// evVPC says that the VPC's ranges changed.
 	evVPC struct{ cidrs []netip.Prefix }
-	// evNode says what others say of the node.
+	// evNode says what Kubernetes says of the node.
 	evNode struct{ NodeState }
+	// evLeaving says why the instance is about to end; empty if it is not.
+	evLeaving struct{ why string }
 )
 
 func (evStart) isEvent()     {}
@@ -71,6 +73,7 @@ func (evTimer) isEvent()     {}
 func (evHost) isEvent()      {}
 func (evVPC) isEvent()       {}
 func (evNode) isEvent()      {}
+func (evLeaving) isEvent()   {}
 
 // An effect is something for the shell to do.
 type effect interface{ isEffect() }

@@ -163,6 +163,8 @@ func (w *world) step(ev event) {
 		case effDel:
 			w.deleted(e)
 		case effReady:
+		case effNotice:
+			w.trace = append(w.trace, "  notice "+e.Reason)
 		case effLog:
 			w.trace = append(w.trace, fmt.Sprintf("  %s %v", e.msg, e.args))
 			if e.level >= slog.LevelError && e.msg != "state not durable" && e.msg != "host network not set up" {
