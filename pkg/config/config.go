@@ -77,7 +77,11 @@ type Config struct {
 
 	// Identity and AWS.
 	NodeName          string
+	PodName           string
 	ClusterName       string
+	ClusterEndpoint   string // of the Kubernetes API; empty: KubernetesHost and KubernetesPort
+	KubernetesHost    string
+	KubernetesPort    string
 	Version           string
 	AdditionalENITags map[string]string
 	HTTPTimeout       time.Duration // of one HTTP attempt

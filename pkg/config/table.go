@@ -133,9 +133,17 @@ var table = []variable{
 		"IPv4 pods reach IPv6 destinations through the node's address."),
 
 	text("MY_NODE_NAME", identitySection, documented, func(c *Config) *string { return &c.NodeName },
-		"Name of this node's Node object, from the downward API."),
+		"Name of this node's Node object, from the downward API. Without it nothing is learnt of the Node (max-pods, cordon)."),
+	text("MY_POD_NAME", identitySection, documented, func(c *Config) *string { return &c.PodName },
+		"Name of this pod, from the downward API: missing IAM permissions are reported as its events. Without it, as the node's."),
 	text("CLUSTER_NAME", identitySection, documented, func(c *Config) *string { return &c.ClusterName },
 		"Value of the ENI tag `cluster.k8s.amazonaws.com/name`; with it ENIs also get `eks:eni:owner=amazon-vpc-cni`."),
+	text("CLUSTER_ENDPOINT", identitySection, documented, func(c *Config) *string { return &c.ClusterEndpoint },
+		"URL of the Kubernetes API, in place of `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`; `https://` where no scheme is given."),
+	text("KUBERNETES_SERVICE_HOST", identitySection, documented, func(c *Config) *string { return &c.KubernetesHost },
+		"Address of the Kubernetes API. The kubelet sets it."),
+	text("KUBERNETES_SERVICE_PORT", identitySection, documented, func(c *Config) *string { return &c.KubernetesPort },
+		"Its port. The kubelet sets it."),
 	text("VPC_CNI_VERSION", identitySection, documented, func(c *Config) *string { return &c.Version },
 		"Version in the user agent of EC2 calls."),
 	spec[map[string]string]{
