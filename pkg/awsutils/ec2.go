@@ -49,6 +49,8 @@ type EC2Options struct {
 	// Observe, if set, is told of every call after it has ended. It is called by the goroutine that made the call.
 	Observe func(Call)
 	Clock   clockwork.Clock // nil: the real one
+	// Waits is what the client's waits, deadlines and retries run on: real time if nil. A simulation has its own.
+	Waits Waits
 }
 
 // NewEC2 returns a client. It makes no call; what can fail is reading the SDK's own configuration.
@@ -61,6 +63,10 @@ func NewEC2(ctx context.Context, o EC2Options) (*EC2, error) {
 	}
 	if o.Clock == nil {
 		o.Clock = clockwork.NewRealClock()
+	}
+	waits := o.Waits
+	if waits == nil {
+		waits = realWaits{o.Clock}
 	}
 	load := []func(*config.LoadOptions) error{config.WithRegion(o.Region)}
 	if o.Credentials != nil {
@@ -75,11 +81,16 @@ func NewEC2(ctx context.Context, o EC2Options) (*EC2, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ec2 client: %w", err)
 	}
-	observe := &observer{service: ec2.ServiceID, timeout: callTimeout, observe: o.Observe, clock: o.Clock}
-	limits := newLimiter(o.Clock)
+	observe := &observer{service: ec2.ServiceID, timeout: callTimeout, observe: o.Observe, clock: o.Clock, waits: waits}
+	limits := newLimiter(o.Clock, waits)
 	return &EC2{api: ec2.NewFromConfig(cfg, func(opt *ec2.Options) {
 		if opt.BaseEndpoint == nil && o.Endpoint != "" {
 			opt.BaseEndpoint = aws.String(o.Endpoint)
+		}
+		if o.Waits != nil {
+			if own, ok := opt.Retryer.(aws.RetryerV2); ok {
+				opt.Retryer = waitingRetryer{own, o.Waits}
+			}
 		}
 		opt.APIOptions = append(opt.APIOptions,
 			awsmiddleware.AddUserAgentKeyValue(userAgent, o.Version),

@@ -66,7 +66,7 @@ func NewIMDS(o IMDSOptions) *IMDS {
 			Transport: &http.Transport{MaxIdleConnsPerHost: imdsParallel, IdleConnTimeout: time.Minute},
 		}
 	}
-	observe := &observer{service: imds.ServiceID, timeout: imdsCallTimeout, observe: o.Observe, clock: o.Clock}
+	observe := &observer{service: imds.ServiceID, timeout: imdsCallTimeout, observe: o.Observe, clock: o.Clock, waits: realWaits{o.Clock}}
 	return &IMDS{client: imds.New(imds.Options{
 		Endpoint:   o.Endpoint,
 		HTTPClient: o.HTTPClient,

@@ -32,12 +32,13 @@ var errOwnLimit = errors.New("over this node's own rate limit")
 // limiter is a middleware around every attempt: one token bucket per operation.
 type limiter struct {
 	clock   clockwork.Clock
+	waits   Waits
 	mu      sync.Mutex
 	buckets map[string]*rate.Limiter // guarded by mu
 }
 
-func newLimiter(clock clockwork.Clock) *limiter {
-	return &limiter{clock: clock, buckets: map[string]*rate.Limiter{}}
+func newLimiter(clock clockwork.Clock, waits Waits) *limiter {
+	return &limiter{clock: clock, waits: waits, buckets: map[string]*rate.Limiter{}}
 }
 
 func (l *limiter) add(stack *middleware.Stack) error {
@@ -74,15 +75,13 @@ func (l *limiter) wait(ctx context.Context, bucket *rate.Limiter) error {
 	if delay == 0 {
 		return nil
 	}
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < delay {
+	if deadline, ok := ctx.Deadline(); ok && l.waits.Until(deadline) < delay {
 		r.CancelAt(now)
 		return fmt.Errorf("%w (%s to wait)", errOwnLimit, delay.Round(time.Millisecond))
 	}
-	select {
-	case <-l.clock.After(delay):
-		return nil
-	case <-ctx.Done():
+	if err := l.waits.Sleep(ctx, delay); err != nil {
 		r.CancelAt(l.clock.Now())
-		return fmt.Errorf("%w: %w", errOwnLimit, ctx.Err())
+		return fmt.Errorf("%w: %w", errOwnLimit, err)
 	}
+	return nil
 }

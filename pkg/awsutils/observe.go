@@ -30,6 +30,7 @@ type observer struct {
 	timeout time.Duration
 	observe func(Call)
 	clock   clockwork.Clock
+	waits   Waits
 }
 
 func (o *observer) add(stack *middleware.Stack) error {
@@ -37,7 +38,7 @@ func (o *observer) add(stack *middleware.Stack) error {
 	return stack.Initialize.Add(middleware.InitializeMiddlewareFunc("vpccni/observe", func(
 		ctx context.Context, in middleware.InitializeInput, next middleware.InitializeHandler,
 	) (middleware.InitializeOutput, middleware.Metadata, error) {
-		ctx, cancel := context.WithTimeout(ctx, o.timeout)
+		ctx, cancel := o.waits.WithTimeout(ctx, o.timeout)
 		defer cancel()
 		start := o.clock.Now()
 		out, meta, err := next.HandleInitialize(ctx, in)

@@ -40,8 +40,8 @@ type Daemon struct {
 	mu     sync.Mutex // guards what follows
 	ctrl   *controller
 	lastID uint64
-	adds   map[uint64]chan addResult
-	dels   map[uint64]chan delResult
+	adds   map[uint64]func(AddReply, error)
+	dels   map[uint64]func(DelReply, error)
 	timer  clockwork.Timer
 	ctx    context.Context // of Run; nil before
 	// running counts the goroutines that end in an event. While stopping, the last of them closes ended.
@@ -82,11 +82,14 @@ func New(o Options) (*Daemon, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Spawn == nil {
+		o.Spawn = spawn
+	}
 	if o.Rand == nil {
 		o.Rand = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	}
 	return &Daemon{o: o, clock: o.Clock, log: o.Log, ready: make(chan struct{}), ended: make(chan struct{}), ctrl: newController(o, o.Rand),
-		adds: map[uint64]chan addResult{}, dels: map[uint64]chan delResult{}}, nil
+		adds: map[uint64]func(AddReply, error){}, dels: map[uint64]func(DelReply, error){}}, nil
 }
 
 // Run works until the context ends. Then nothing new is begun, ADDs that wait are refused, what is under way has a
@@ -94,14 +97,9 @@ func New(o Options) (*Daemon, error) {
 func (d *Daemon) Run(ctx context.Context) error {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	d.mu.Lock()
-	if d.ctx != nil {
-		d.mu.Unlock()
-		return errors.New("ipamd: Run was called before")
+	if err := d.Start(work); err != nil {
+		return err
 	}
-	d.ctx = work
-	d.mu.Unlock()
-	d.dispatch(evStart{})
 	<-ctx.Done()
 
 	stop := d.clock.AfterFunc(stopTimeout, cancel)
@@ -119,6 +117,20 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := d.o.Checkpointer.Commit(flush); err != nil {
 		return fmt.Errorf("ipamd: last commit: %w", err)
 	}
+	return nil
+}
+
+// Start begins the daemon's work and returns. What the daemon does ends with the context; for an orderly end there is
+// Run.
+func (d *Daemon) Start(ctx context.Context) error {
+	d.mu.Lock()
+	if d.ctx != nil {
+		d.mu.Unlock()
+		return errors.New("ipamd: it was started before")
+	}
+	d.ctx = ctx
+	d.mu.Unlock()
+	d.dispatch(evStart{})
 	return nil
 }
 
@@ -149,13 +161,7 @@ func (d *Daemon) Ready() <-chan struct{} { return d.ready }
 // that was assigned while the context ended goes back to the pool.
 func (d *Daemon) Add(ctx context.Context, req AddRequest) (AddReply, error) {
 	answer := make(chan addResult, 1)
-	id, ok := d.register(func(id uint64) event {
-		d.adds[id] = answer
-		return evAdd{id: id, req: req}
-	})
-	if !ok {
-		return AddReply{}, &Refusal{CodeShutdown, "ipamd is not running"}
-	}
+	ended := d.BeginAdd(req, func(reply AddReply, err error) { answer <- addResult{reply, err} })
 	var got addResult
 	select {
 	case got = <-answer:
@@ -165,29 +171,50 @@ func (d *Daemon) Add(ctx context.Context, req AddRequest) (AddReply, error) {
 	if got.err == nil && ctx.Err() != nil {
 		got.err = &Refusal{CodeCancelled, "the caller went away: " + context.Cause(ctx).Error()}
 	}
-	d.dispatch(evAddEnded{id: id, key: req.key(), delivered: got.err == nil})
+	ended(got.err == nil)
 	if got.err != nil {
 		return AddReply{}, got.err
 	}
 	return got.reply, nil
 }
 
+// BeginAdd is Add for a caller that does not wait. The answer is given once, by a call that must neither block nor call
+// the daemon. The caller then has to say that the ADD has ended, and whether its caller got to know of the address; it
+// may do so before the answer, which then does not come.
+func (d *Daemon) BeginAdd(req AddRequest, answer func(AddReply, error)) (ended func(delivered bool)) {
+	id, ok := d.register(func(id uint64) event {
+		d.adds[id] = answer
+		return evAdd{id: id, req: req}
+	})
+	if !ok {
+		answer(AddReply{}, &Refusal{CodeShutdown, "ipamd is not running"})
+		return func(bool) {}
+	}
+	return func(delivered bool) { d.dispatch(evAddEnded{id: id, key: req.key(), delivered: delivered}) }
+}
+
 // Del releases what a sandbox holds. A sandbox that holds nothing ends in datastore.ErrUnknownPod. The release happens
 // even if the context ends before it is durable.
 func (d *Daemon) Del(ctx context.Context, req DelRequest) (DelReply, error) {
 	answer := make(chan delResult, 1)
-	_, ok := d.register(func(id uint64) event {
-		d.dels[id] = answer
-		return evDel{id: id, req: req}
-	})
-	if !ok {
-		return DelReply{}, &Refusal{CodeShutdown, "ipamd is not running"}
-	}
+	d.BeginDel(req, func(reply DelReply, err error) { answer <- delResult{reply, err} })
 	select {
 	case got := <-answer:
 		return got.reply, got.err
 	case <-ctx.Done():
 		return DelReply{}, &Refusal{CodeCancelled, "the caller went away: " + context.Cause(ctx).Error()}
+	}
+}
+
+// BeginDel is Del for a caller that does not wait. The answer is given once, by a call that must neither block nor call
+// the daemon.
+func (d *Daemon) BeginDel(req DelRequest, answer func(DelReply, error)) {
+	_, ok := d.register(func(id uint64) event {
+		d.dels[id] = answer
+		return evDel{id: id, req: req}
+	})
+	if !ok {
+		answer(DelReply{}, &Refusal{CodeShutdown, "ipamd is not running"})
 	}
 }
 
@@ -259,12 +286,12 @@ func (d *Daemon) decide(ev event) (lines []effLog) {
 		case effAdd:
 			if answer := d.adds[e.id]; answer != nil {
 				delete(d.adds, e.id)
-				answer <- addResult{e.reply, e.err}
+				answer(e.reply, e.err)
 			}
 		case effDel:
 			if answer := d.dels[e.id]; answer != nil {
 				delete(d.dels, e.id)
-				answer <- delResult{e.reply, e.err}
+				answer(e.reply, e.err)
 			}
 		case effTimer:
 			d.arm(e.at)
@@ -297,12 +324,10 @@ func (d *Daemon) decide(ev event) (lines []effLog) {
 	return lines
 }
 
-// do runs something with a deadline in a goroutine of its own.
+// do has something run beside the daemon, with a deadline.
 func (d *Daemon) do(timeout time.Duration, f func(context.Context) event) {
-	ctx, cancel := context.WithTimeout(d.ctx, timeout)
 	d.running++
-	go func() {
-		defer cancel()
+	d.o.Spawn(d.ctx, timeout, func(ctx context.Context) {
 		ev := f(ctx)
 		d.mu.Lock()
 		lines := d.decide(ev)
@@ -310,6 +335,15 @@ func (d *Daemon) do(timeout time.Duration, f func(context.Context) event) {
 		d.endIfIdle()
 		d.mu.Unlock()
 		d.write(lines)
+	})
+}
+
+// spawn runs f in a goroutine of its own.
+func spawn(ctx context.Context, timeout time.Duration, f func(context.Context)) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	go func() {
+		defer cancel()
+		f(ctx)
 	}()
 }
 

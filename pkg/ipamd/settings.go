@@ -116,6 +116,9 @@ type Options struct {
 	Log          *slog.Logger    // none if nil
 	// Notify, if set, is told what people should see. It must not block.
 	Notify func(Notice)
+	// Spawn runs f beside the daemon, with a context that ends after timeout: in a goroutine of its own if Spawn is nil.
+	// A simulation runs it on its own time. It must not run f before it returns.
+	Spawn func(ctx context.Context, timeout time.Duration, f func(context.Context))
 	// Rand spreads retries and makes client tokens; a randomly seeded one if nil. Only the Daemon may use it.
 	Rand *rand.Rand
 }
