@@ -174,18 +174,39 @@ func (e *EC2) DeleteENI(ctx context.Context, eniID string) error {
 
 // AssignIPs gives an ENI n more secondary addresses and returns them, sorted.
 func (e *EC2) AssignIPs(ctx context.Context, eniID string, n int) ([]netip.Addr, error) {
-	out, err := e.api.AssignPrivateIpAddresses(ctx, &ec2.AssignPrivateIpAddressesInput{
+	addrs, err := e.assign(ctx, &ec2.AssignPrivateIpAddressesInput{
 		NetworkInterfaceId:             aws.String(eniID),
 		SecondaryPrivateIpAddressCount: aws.Int32(int32(n)),
-	}, once)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("assign %d addresses to %s: %w", n, eniID, err)
+	}
+	return addrs, nil
+}
+
+// AssignAddresses gives an ENI these secondary addresses, all of them or none, and returns them, sorted. One that
+// somebody has is an error of the class InUse, or Other: EC2 has more than one code for it.
+func (e *EC2) AssignAddresses(ctx context.Context, eniID string, addrs []netip.Addr) ([]netip.Addr, error) {
+	got, err := e.assign(ctx, &ec2.AssignPrivateIpAddressesInput{
+		NetworkInterfaceId: aws.String(eniID),
+		PrivateIpAddresses: texts(addrs),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("assign %v to %s: %w", addrs, eniID, err)
+	}
+	return got, nil
+}
+
+func (e *EC2) assign(ctx context.Context, in *ec2.AssignPrivateIpAddressesInput) ([]netip.Addr, error) {
+	out, err := e.api.AssignPrivateIpAddresses(ctx, in, once)
+	if err != nil {
+		return nil, err
 	}
 	addrs := make([]netip.Addr, 0, len(out.AssignedPrivateIpAddresses))
 	for _, a := range out.AssignedPrivateIpAddresses {
 		addr, err := netip.ParseAddr(aws.ToString(a.PrivateIpAddress))
 		if err != nil {
-			return nil, fmt.Errorf("assign %d addresses to %s: %w", n, eniID, err)
+			return nil, err
 		}
 		addrs = append(addrs, addr)
 	}

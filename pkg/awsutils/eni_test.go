@@ -172,6 +172,27 @@ func TestMutations(t *testing.T) {
 			"[10.0.0.8 10.0.0.9]",
 		},
 		{
+			"assign these addresses", `<AssignPrivateIpAddressesResponse><assignedPrivateIpAddressesSet><item><privateIpAddress>10.0.0.9</privateIpAddress></item>
+</assignedPrivateIpAddressesSet></AssignPrivateIpAddressesResponse>`,
+			func(e *EC2) (string, error) {
+				addrs, err := e.AssignAddresses(t.Context(), "eni-1", []netip.Addr{netip.MustParseAddr("10.0.0.9")})
+				return fmt.Sprint(addrs), err
+			},
+			"Action=AssignPrivateIpAddresses\nNetworkInterfaceId=eni-1\nPrivateIpAddress.1=10.0.0.9",
+			"[10.0.0.9]",
+		},
+		{
+			"subnets", `<DescribeSubnetsResponse><subnetSet><item><subnetId>subnet-b</subnetId><cidrBlock>10.0.2.0/24</cidrBlock>
+<availableIpAddressCount>7</availableIpAddressCount><tagSet><item><key>kubernetes.io/role/cni</key><value>1</value></item></tagSet></item>
+<item><subnetId>subnet-a</subnetId></item></subnetSet></DescribeSubnetsResponse>`,
+			func(e *EC2) (string, error) {
+				subnets, err := e.DescribeSubnets(t.Context(), "vpc-1", "us-west-2a")
+				return fmt.Sprint(subnets), err
+			},
+			"Action=DescribeSubnets\nFilter.1.Name=vpc-id\nFilter.1.Value.1=vpc-1\nFilter.2.Name=availability-zone\nFilter.2.Value.1=us-west-2a\nMaxResults=1000",
+			"[{subnet-a invalid Prefix 0 map[]} {subnet-b 10.0.2.0/24 7 map[kubernetes.io/role/cni:1]}]",
+		},
+		{
 			"assign prefixes", `<AssignPrivateIpAddressesResponse><assignedIpv4PrefixSet><item><ipv4Prefix>10.0.0.32/28</ipv4Prefix></item>
 </assignedIpv4PrefixSet></AssignPrivateIpAddressesResponse>`,
 			func(e *EC2) (string, error) {

@@ -22,8 +22,10 @@ const (
 	callTimeout = 75 * time.Second
 	// describeTimeout is shorter: a Describe can be repeated at will.
 	describeTimeout = 20 * time.Second
-	applyTimeout    = 30 * time.Second
-	commitTimeout   = 10 * time.Second
+	// subnetsTimeout is shorter still: pods wait, and without an answer there is the primary ENI's subnet.
+	subnetsTimeout = 5 * time.Second
+	applyTimeout   = 30 * time.Second
+	commitTimeout  = 10 * time.Second
 	// flushTimeout bounds the last commit, stopTimeout what is under way when the daemon ends.
 	flushTimeout = time.Second
 	stopTimeout  = time.Second
@@ -351,6 +353,8 @@ func timeoutOf(m method) time.Duration {
 	switch m {
 	case callDescribe, callDescribeByID, callDescribeByTag:
 		return describeTimeout
+	case callSubnets:
+		return subnetsTimeout
 	case callWaitLink:
 		return awsutils.AttachTimeout
 	}
@@ -378,6 +382,8 @@ func (d *Daemon) call(ctx context.Context, c call) (r result) {
 		r.enis, r.err = d.o.EC2.DescribeENIsByID(ctx, c.eni)
 	case callDescribeByTag:
 		r.enis, r.err = d.o.EC2.DescribeENIsByTag(ctx, tagInstance, d.o.Identity.InstanceID)
+	case callSubnets:
+		r.subnets, r.err = d.o.EC2.DescribeSubnets(ctx, d.o.Identity.VPCID, d.o.Identity.Zone)
 	case callCreate:
 		var eni awsutils.ENI
 		if eni, r.err = d.o.EC2.CreateENI(ctx, c.spec); r.err == nil {
@@ -393,6 +399,8 @@ func (d *Daemon) call(ctx context.Context, c call) (r result) {
 		r.err = d.o.EC2.DeleteENI(ctx, c.eni)
 	case callAssign:
 		r.addrs, r.err = d.o.EC2.AssignIPs(ctx, c.eni, c.n)
+	case callAssignAddresses:
+		r.addrs, r.err = d.o.EC2.AssignAddresses(ctx, c.eni, c.addrs)
 	case callUnassign:
 		r.err = d.o.EC2.UnassignIPs(ctx, c.eni, c.addrs)
 	case callAssignPrefixes:

@@ -132,7 +132,9 @@ const (
 	callProtect          method = "DeleteOnTermination"
 	callDetach           method = "DetachENI" // attachment
 	callDelete           method = "DeleteENI" // eni
-	callAssign           method = "AssignIPs" // eni, n
+	callSubnets          method = "DescribeSubnets"
+	callAssign           method = "AssignIPs"       // eni, n
+	callAssignAddresses  method = "AssignAddresses" // eni, addrs
 	callUnassign         method = "UnassignIPs"
 	callAssignPrefixes   method = "AssignPrefixes" // eni, n
 	callUnassignPrefixes method = "UnassignPrefixes"
@@ -158,6 +160,7 @@ type call struct {
 type result struct {
 	err        error
 	enis       []awsutils.ENI
+	subnets    []awsutils.Subnet
 	attachment string
 	addrs      []netip.Addr
 	prefixes   []netip.Prefix

@@ -50,6 +50,9 @@ type cloud struct {
 	faults      func(call string, n int) fault
 	// fragmented has no free /28, whatever is free.
 	fragmented bool
+	// others are the subnets of the zone beside the primary ENI's; tags are those of all of them.
+	others map[string]netip.Prefix
+	tags   map[string]map[string]string
 	// reuse hands out the lowest free address instead of the longest unused one.
 	reuse bool
 }
@@ -57,7 +60,7 @@ type cloud struct {
 func newCloud(maxENIs, maxIPs int) *cloud {
 	c := &cloud{enis: map[string]*awsutils.ENI{}, groupsOf: map[string]string{}, linkAt: map[string]time.Time{},
 		goneAt: map[string]time.Time{}, used: map[netip.Addr]bool{}, next: testCIDR.Addr(), maxENIs: maxENIs, maxIPs: maxIPs,
-		counts: map[string]int{}}
+		counts: map[string]int{}, others: map[string]netip.Prefix{}, tags: map[string]map[string]string{}}
 	for range 4 { // the reserved ones
 		c.used[c.next] = true
 		c.next = c.next.Next()
@@ -75,7 +78,7 @@ func (c *cloud) takeIP() (netip.Addr, error) {
 	if c.reuse {
 		c.next = testCIDR.Addr()
 	}
-	for range 256 {
+	for range 1 << (32 - testCIDR.Bits()) {
 		ip := c.next
 		if c.next = c.next.Next(); !testCIDR.Contains(c.next) {
 			c.next = testCIDR.Addr()
@@ -88,9 +91,41 @@ func (c *cloud) takeIP() (netip.Addr, error) {
 	return netip.Addr{}, awsError("InsufficientFreeAddressesInSubnet")
 }
 
-// takePrefix takes the lowest aligned /28 of which nothing is used.
-func (c *cloud) takePrefix() (netip.Prefix, bool) {
-	for at := netip.PrefixFrom(testCIDR.Addr(), 28); !c.fragmented && testCIDR.Contains(at.Addr()); at = after(at) {
+// addSubnet adds a subnet of the zone. Its addresses are handed out lowest first.
+func (c *cloud) addSubnet(id, cidr string, tags map[string]string) {
+	c.others[id], c.tags[id] = netip.MustParsePrefix(cidr), tags
+	ip := c.others[id].Addr()
+	for range 4 {
+		c.used[ip] = true
+		ip = ip.Next()
+	}
+}
+
+func (c *cloud) rangeOf(subnet string) netip.Prefix {
+	if p, ok := c.others[subnet]; ok {
+		return p
+	}
+	return testCIDR
+}
+
+func (c *cloud) takeIPIn(subnet string) (netip.Addr, error) {
+	in, other := c.others[subnet]
+	if !other {
+		return c.takeIP()
+	}
+	for ip := in.Addr(); in.Contains(ip); ip = ip.Next() {
+		if !c.used[ip] {
+			c.used[ip] = true
+			return ip, nil
+		}
+	}
+	return netip.Addr{}, awsError("InsufficientFreeAddressesInSubnet")
+}
+
+// takePrefix takes the lowest aligned /28 of a subnet of which nothing is used.
+func (c *cloud) takePrefix(subnet string) (netip.Prefix, bool) {
+	in := c.rangeOf(subnet)
+	for at := netip.PrefixFrom(in.Addr(), 28); !c.fragmented && in.Contains(at.Addr()); at = after(at) {
 		taken := false
 		for ip := at.Addr(); at.Contains(ip); ip = ip.Next() {
 			taken = taken || c.used[ip]
@@ -123,9 +158,9 @@ func (c *cloud) mark(at netip.Prefix, used bool) {
 }
 
 // takePrefixes takes n of them or none.
-func (c *cloud) takePrefixes(n int) (out []netip.Prefix, ok bool) {
+func (c *cloud) takePrefixes(subnet string, n int) (out []netip.Prefix, ok bool) {
 	for range n {
-		p, ok := c.takePrefix()
+		p, ok := c.takePrefix(subnet)
 		if !ok {
 			for _, p := range out {
 				c.mark(p, false)
@@ -137,7 +172,18 @@ func (c *cloud) takePrefixes(n int) (out []netip.Prefix, ok bool) {
 	return out, true
 }
 
-func (c *cloud) free() int { return 256 - len(c.used) }
+func (c *cloud) free() int { return c.freeIn(testSubnet) }
+
+func (c *cloud) freeIn(subnet string) int {
+	in := c.rangeOf(subnet)
+	n := 1 << (32 - in.Bits())
+	for ip := range c.used {
+		if in.Contains(ip) {
+			n--
+		}
+	}
+	return n
+}
 
 // do runs a call: it is counted, may fail before its effect, and its answer may get lost after it.
 func (c *cloud) do(name string, now time.Time, effect func() error) error {
@@ -252,25 +298,25 @@ func (c *cloud) create(n awsutils.NewENI, now time.Time) (out awsutils.ENI, err 
 		if n.IPs+n.Prefixes+1 > c.maxIPs {
 			return awsError("InvalidParameterValue")
 		}
-		if c.free() < n.IPs+1 {
+		if c.freeIn(n.SubnetID) < n.IPs+1 {
 			return awsError("InsufficientFreeAddressesInSubnet")
 		}
 		c.made++
 		e := &awsutils.ENI{ID: fmt.Sprintf("eni-%03d", c.made), MAC: macOf(c.made), Device: -1, SubnetID: n.SubnetID,
 			Description: n.Description, Tags: maps.Clone(n.Tags), Type: "interface", Status: "available"}
 		var ok bool
-		if e.Prefixes, ok = c.takePrefixes(n.Prefixes); !ok {
+		if e.Prefixes, ok = c.takePrefixes(n.SubnetID, n.Prefixes); !ok {
 			return &smithy.GenericAPIError{Code: "InvalidParameterValue", Message: "There aren't sufficient free Ipv4 addresses or prefixes"}
 		}
 		var err error
-		if e.Primary, err = c.takeIP(); err != nil {
+		if e.Primary, err = c.takeIPIn(n.SubnetID); err != nil {
 			for _, p := range e.Prefixes {
 				c.mark(p, false)
 			}
 			return err
 		}
 		for range n.IPs {
-			ip, _ := c.takeIP()
+			ip, _ := c.takeIPIn(n.SubnetID)
 			e.Secondary = append(e.Secondary, ip)
 		}
 		c.enis[e.ID] = e
@@ -376,13 +422,54 @@ func (c *cloud) assign(eni string, n int, now time.Time) (out []netip.Addr, err 
 		if len(e.Secondary)+len(e.Prefixes)+1+n > c.maxIPs {
 			return awsError("PrivateIpAddressLimitExceeded")
 		}
-		if c.free() < n {
+		if c.freeIn(e.SubnetID) < n {
 			return awsError("InsufficientFreeAddressesInSubnet")
 		}
 		for range n {
-			ip, _ := c.takeIP()
+			ip, _ := c.takeIPIn(e.SubnetID)
 			e.Secondary = append(e.Secondary, ip)
 			out = append(out, ip)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// assignAddresses assigns these addresses or none.
+func (c *cloud) assignAddresses(eni string, addrs []netip.Addr, now time.Time) (out []netip.Addr, err error) {
+	err = c.do("AssignAddresses", now, func() error {
+		e := c.enis[eni]
+		if e == nil {
+			return awsError("InvalidNetworkInterfaceID.NotFound")
+		}
+		if len(e.Secondary)+len(e.Prefixes)+1+len(addrs) > c.maxIPs {
+			return awsError("PrivateIpAddressLimitExceeded")
+		}
+		for _, ip := range addrs {
+			if c.used[ip] || !c.rangeOf(e.SubnetID).Contains(ip) {
+				return awsError("InvalidIPAddress.InUse")
+			}
+		}
+		for _, ip := range addrs {
+			c.used[ip] = true
+		}
+		e.Secondary = append(e.Secondary, addrs...)
+		out = slices.Clone(addrs)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cloud) describeSubnets(now time.Time) (out []awsutils.Subnet, err error) {
+	err = c.do("DescribeSubnets", now, func() error {
+		for _, id := range append(slices.Sorted(maps.Keys(c.others)), testSubnet) {
+			out = append(out, awsutils.Subnet{ID: id, CIDR: c.rangeOf(id), Free: c.freeIn(id), Tags: c.tags[id]})
 		}
 		return nil
 	})
@@ -420,7 +507,7 @@ func (c *cloud) assignPrefixes(eni string, n int, now time.Time) (out []netip.Pr
 		if len(e.Secondary)+len(e.Prefixes)+1+n > c.maxIPs {
 			return awsError("PrivateIpAddressLimitExceeded")
 		}
-		got, ok := c.takePrefixes(n)
+		got, ok := c.takePrefixes(e.SubnetID, n)
 		if !ok {
 			return awsError("InsufficientCidrBlocks")
 		}

@@ -37,6 +37,14 @@ func (a account) DescribeENIsByTag(_ context.Context, key, value string) ([]awsu
 	return a.describe("DescribeENIsByTag", a.wait(), func(e *awsutils.ENI) bool { return e.Tags[key] == value })
 }
 
+func (a account) DescribeSubnets(context.Context, string, string) ([]awsutils.Subnet, error) {
+	return a.describeSubnets(a.wait())
+}
+
+func (a account) AssignAddresses(_ context.Context, eni string, addrs []netip.Addr) ([]netip.Addr, error) {
+	return a.assignAddresses(eni, addrs, a.wait())
+}
+
 func (a account) CreateENI(_ context.Context, n awsutils.NewENI) (awsutils.ENI, error) {
 	return a.create(n, a.wait())
 }

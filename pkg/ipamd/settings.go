@@ -34,6 +34,8 @@ type Settings struct {
 	ManageWhenCordoned bool
 	// IgnoreUntagged leaves ENIs alone that carry no tag of this node (MANAGE_UNTAGGED_ENI=false).
 	IgnoreUntagged bool
+	// SubnetDiscovery makes ENIs in every subnet of the zone that its tags offer (ENABLE_SUBNET_DISCOVERY).
+	SubnetDiscovery bool
 	// ClusterName is CLUSTER_NAME; ENITags are ADDITIONAL_ENI_TAGS.
 	ClusterName string
 	ENITags     map[string]string
@@ -49,11 +51,12 @@ const (
 	DefaultQueue = 1024
 )
 
-// Inventory reads what EC2 knows about ENIs.
+// Inventory reads what EC2 knows about ENIs and subnets.
 type Inventory interface {
 	DescribeENIs(ctx context.Context, instanceID string) ([]awsutils.ENI, error)
 	DescribeENIsByID(ctx context.Context, ids ...string) ([]awsutils.ENI, error)
 	DescribeENIsByTag(ctx context.Context, key, value string) ([]awsutils.ENI, error)
+	DescribeSubnets(ctx context.Context, vpcID, zone string) ([]awsutils.Subnet, error)
 }
 
 // Interfaces adds ENIs to the node and takes them away.
@@ -68,6 +71,8 @@ type Interfaces interface {
 // Addresses adds addresses and prefixes to an ENI and takes them away.
 type Addresses interface {
 	AssignIPs(ctx context.Context, eniID string, n int) ([]netip.Addr, error)
+	// AssignAddresses assigns these addresses, all of them or none.
+	AssignAddresses(ctx context.Context, eniID string, addrs []netip.Addr) ([]netip.Addr, error)
 	UnassignIPs(ctx context.Context, eniID string, addrs []netip.Addr) error
 	AssignPrefixes(ctx context.Context, eniID string, n int) ([]netip.Prefix, error)
 	UnassignPrefixes(ctx context.Context, eniID string, prefixes []netip.Prefix) error

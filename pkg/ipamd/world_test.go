@@ -301,6 +301,10 @@ func (w *world) call(c call) (r result) {
 		r.err = w.cloud.remove(c.eni, now)
 	case callAssign:
 		r.addrs, r.err = w.cloud.assign(c.eni, c.n, now)
+	case callAssignAddresses:
+		r.addrs, r.err = w.cloud.assignAddresses(c.eni, c.addrs, now)
+	case callSubnets:
+		r.subnets, r.err = w.cloud.describeSubnets(now)
 	case callUnassign:
 		r.err = w.cloud.unassign(c.eni, c.addrs, now)
 	case callAssignPrefixes:

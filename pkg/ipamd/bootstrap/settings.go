@@ -19,6 +19,7 @@ func Settings(c config.Config, limits awsutils.Limits, log *slog.Logger) ipamd.S
 		AddWait:            max(c.AddWait, 1),
 		ManageWhenCordoned: c.ManageENIsWhenNonSchedulable,
 		IgnoreUntagged:     !c.ManageUntaggedENIs,
+		SubnetDiscovery:    c.SubnetDiscovery,
 		ClusterName:        c.ClusterName,
 		ENITags:            c.AdditionalENITags,
 		Host: hostnet.Config{
