@@ -9,7 +9,6 @@ package config
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -62,6 +61,8 @@ type Config struct {
 	IPv6                         bool
 	PrefixDelegation             bool
 	CustomNetworking             bool
+	ENIConfigLabel               string
+	ENIConfigAnnotation          string
 	PodENI                       bool
 	SecurityGroupMode            SecurityGroupMode
 	MultiNIC                     bool
@@ -106,6 +107,19 @@ type Config struct {
 	MTU                  int    // bytes
 	VethPrefix           string
 
+	// What the entrypoint and the init container do.
+	BinDir               string
+	ConfDir              string
+	PodMTU               int // bytes; MTU unless set
+	PluginLogFile        string
+	PluginLogLevel       string // as the conflist has it
+	EgressV4LogFile      string
+	EgressV6LogFile      string
+	V4Egress             bool
+	BandwidthPlugin      bool
+	DisablePodV6         bool
+	DisableTCPEarlyDemux bool
+
 	values []Value
 }
 
@@ -138,6 +152,9 @@ func Load(getenv func(string) (string, bool)) (Config, error) {
 		errs []error
 	)
 	for _, v := range table {
+		if !own(v) {
+			continue
+		}
 		value, err := v.load(&c, getenv)
 		c.values = append(c.values, value)
 		if err != nil {
@@ -153,59 +170,3 @@ func Load(getenv func(string) (string, bool)) (Config, error) {
 
 // Effective returns every variable with its value in force, in the order of docs/configuration.md.
 func (c Config) Effective() []Value { return c.values }
-
-// combine checks and completes what depends on more than one variable.
-func (c *Config) combine() []error {
-	var errs []error
-	switch {
-	case c.IPv4 && c.IPv6:
-		errs = append(errs, errors.New("ENABLE_IPv4 and ENABLE_IPv6: both are true, and exactly one must be"))
-	case !c.IPv4 && !c.IPv6:
-		errs = append(errs, errors.New("ENABLE_IPv4 and ENABLE_IPv6: neither is true, and exactly one must be (both are false when unset)"))
-	}
-	if c.IPv6 && !c.PrefixDelegation {
-		errs = append(errs, errors.New("ENABLE_IPv6: needs ENABLE_PREFIX_DELEGATION=true"))
-	}
-	if c.IPv6 && c.CustomNetworking {
-		errs = append(errs, errors.New("ENABLE_IPv6 and AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG: cannot both be true"))
-	}
-	if c.PrefixDelegation && c.WarmIPTarget == 0 && c.MinimumIPTarget == 0 && c.WarmPrefixTarget == 0 {
-		errs = append(errs, errors.New("ENABLE_PREFIX_DELEGATION: needs one of WARM_PREFIX_TARGET, WARM_IP_TARGET and MINIMUM_IP_TARGET above 0"))
-	}
-	if c.IPv6 && c.MTU < minMTUv6 {
-		errs = append(errs, fmt.Errorf("AWS_VPC_ENI_MTU=%d: IPv6 needs %d at least", c.MTU, minMTUv6))
-	}
-	mask, err := eniMask(c.PrimaryMark)
-	if err != nil {
-		errs = append(errs, err)
-	}
-	c.ENIMask = mask
-	c.values = append(c.values, Value{Name: "(ENI mark mask)", Value: fmt.Sprintf("%#x", mask), Origin: FromOthers})
-
-	if c.ExternalSNAT && len(c.ExcludeSNATCIDRs) > 0 {
-		c.ExcludeSNATCIDRs = nil
-		c.note("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "ignored: AWS_VPC_K8S_CNI_EXTERNALSNAT is true")
-	}
-	if c.WarmIPTarget > 0 || c.MinimumIPTarget > 0 {
-		const ignored = "ignored: WARM_IP_TARGET or MINIMUM_IP_TARGET is set"
-		c.note("WARM_ENI_TARGET", ignored)
-		c.note("WARM_PREFIX_TARGET", ignored)
-	} else if c.PrefixDelegation {
-		c.note("WARM_ENI_TARGET", "ignored: ENABLE_PREFIX_DELEGATION is true")
-	} else {
-		c.note("WARM_PREFIX_TARGET", "ignored: ENABLE_PREFIX_DELEGATION is false")
-	}
-	return errs
-}
-
-// note adds a remark to a variable that somebody has set.
-func (c *Config) note(name, text string) {
-	for i := range c.values {
-		if v := &c.values[i]; v.Name == name && v.Origin == FromEnv {
-			if v.Note != "" {
-				v.Note += "; "
-			}
-			v.Note += text
-		}
-	}
-}

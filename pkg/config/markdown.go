@@ -5,21 +5,33 @@ import (
 	"strings"
 )
 
-const intro = `# Configuration
+const introText = `# Configuration
 
 <!-- Printed from the table in pkg/config. Change it there, then: go test ./pkg/config -update -->
 
-ipamd is configured by environment variables, which it reads once, at its start. Names, defaults and the treatment of
-wrong values are those of aws/amazon-vpc-cni-k8s, so a manifest written for it means the same here. A variable that is
-set but empty counts as unset, except ` + "`" + `IP_COOLDOWN_PERIOD` + "`" + `, ` + "`" + `AWS_VPC_ENI_MTU` + "`" + ` and ` + "`" + `NETWORK_POLICY_ENFORCING_MODE` + "`" + `, where
-that stops the process. All values that stop the process are reported together. The values in force are logged at the
-start, each with where it comes from.
+Everything is configured by environment variables, which are read once, at the start. Names, defaults and the treatment of
+wrong values are those of aws/amazon-vpc-cni-k8s, so a manifest written for it means the same here.
 
-Where the pool's targets compete, ` + "`WARM_IP_TARGET` and `MINIMUM_IP_TARGET`" + ` go before the others.
+- A boolean is one of ~1 t T TRUE true True 0 f F FALSE false False~ and nothing else: ~yes~ and ~on~ are wrong values.
+- A variable that is set but empty counts as unset, except ~IP_COOLDOWN_PERIOD~, ~AWS_VPC_ENI_MTU~, ~POD_MTU~ and
+  ~NETWORK_POLICY_ENFORCING_MODE~, where that stops the process.
+- All values that stop the process are reported together, each with its variable, and so are combinations that exclude each other.
+- The values in force are logged at the start and shown at ~/v1/config~, each with where it comes from (~default~, ~env~,
+  ~invalid→default~, ~computed~), and with a note where it does not do what it seems to: a wrong value, one that another variable
+  overrules, a mark that belongs to kube-proxy, Cilium or Calico, a pod MTU above that of the ENIs.
+- Where the pool's targets compete, ~WARM_IP_TARGET~ and ~MINIMUM_IP_TARGET~ go before the others.
 
-The SDK's own variables (` + "`AWS_ENDPOINT_URL_EC2`, `AWS_EC2_METADATA_SERVICE_ENDPOINT`, `AWS_CA_BUNDLE`, `AWS_MAX_ATTEMPTS`" + `,
-proxies, web identity, container credentials) keep their meaning, except that the region is always the instance's.
+Different from upstream, on purpose: wrong targets are noted, not passed over in silence; an empty ~INTROSPECTION_BIND_ADDRESS~ is
+its default, not a random port on all interfaces; ~AWS_EC2_ENDPOINT~ is where EC2 is called; the targets that prefix delegation needs
+are compared as numbers, so ~00~ is 0.
+
+The entrypoint and cni-metrics-helper come with the container images; ipamd checks the entrypoint's variables with its own.
+
+The SDK's other variables (proxies, web identity, container credentials, ~AWS_EC2_METADATA_SERVICE_ENDPOINT~) keep their meaning.
 `
+
+// intro is introText with its quotes, which a Go literal cannot hold.
+var intro = strings.ReplaceAll(introText, "~", "`")
 
 // Markdown returns docs/configuration.md.
 func Markdown() string {

@@ -16,6 +16,28 @@ const (
 	minENIBits = 4
 )
 
+// neighbours are the programs that put marks of their own on a node's packets, with the bits they use by default.
+var neighbours = []struct {
+	name string
+	bits uint32
+}{
+	{"kube-proxy (0x4000 masquerade, 0x8000 drop)", 0xc000},
+	{"the portmap plugin (0x2000)", 0x2000},
+	{"Cilium (0x0f00)", 0x0f00},
+	{"Calico (0xffff0000)", 0xffff_0000},
+}
+
+// markClaims names those whose bits a mark touches.
+func markClaims(mark uint32) []string {
+	var out []string
+	for _, n := range neighbours {
+		if mark&n.bits != 0 {
+			out = append(out, n.name)
+		}
+	}
+	return out
+}
+
 // eniMask returns the bits for the index of a secondary ENI: the usual ones, or if the primary mark is on them the
 // widest run of bits beside it.
 func eniMask(primaryMark uint32) (uint32, error) {

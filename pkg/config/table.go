@@ -32,8 +32,8 @@ const (
 	maxShrinkDelay = 24 * time.Hour
 )
 
-// table has every variable, in the order of the documentation.
-var table = []variable{
+// daemonVariables are those that ipamd reads.
+var daemonVariables = []variable{
 	count("WARM_ENI_TARGET", 1, func(c *Config) *int { return &c.WarmENITarget },
 		"ENIs' worth of free addresses to hold ready. Ignored if `WARM_IP_TARGET` or `MINIMUM_IP_TARGET` is set, and with prefix delegation."),
 	count("WARM_IP_TARGET", 0, func(c *Config) *int { return &c.WarmIPTarget },
@@ -75,6 +75,8 @@ var table = []variable{
 		"ENIs hold /28 prefixes instead of single addresses. One of `WARM_PREFIX_TARGET`, `WARM_IP_TARGET` and `MINIMUM_IP_TARGET` must be above 0 then. On an instance type that takes no prefixes (neither Nitro nor bare metal) it has no effect. Where the subnet has no free /28, single addresses stand in."),
 	absent("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", false, func(c *Config) *bool { return &c.CustomNetworking },
 		"Subnet and security groups of new ENIs come from an ENIConfig."),
+	eniConfigKey("ENI_CONFIG_LABEL_DEF", "label", func(c *Config) *string { return &c.ENIConfigLabel }),
+	eniConfigKey("ENI_CONFIG_ANNOTATION_DEF", "annotation", func(c *Config) *string { return &c.ENIConfigAnnotation }),
 	absent("ENABLE_POD_ENI", false, func(c *Config) *bool { return &c.PodENI },
 		"Pods with security groups of their own get branch ENIs."),
 	spec[SecurityGroupMode]{
@@ -219,7 +221,7 @@ var table = []variable{
 		effect: "Bits of a packet's and a connection's mark that mean \"by the primary ENI\". The ENI's index is in the bits 0x7f, or where these overlap in the widest run of 0xff beside them; less than 4 bits in a row stop the process.",
 	},
 	spec[int]{
-		section: dataSection, name: "AWS_VPC_ENI_MTU", kind: kind[int]{name: "integer, bytes", read: intKind.read, show: intKind.show}, def: maxMTU,
+		section: dataSection, name: "AWS_VPC_ENI_MTU", kind: mtuKind, def: maxMTU,
 		field: func(c *Config) *int { return &c.MTU },
 		check: between(minMTU, maxMTU), valid: "576 to 9001, from 1280 with IPv6", strict: true, notEmpty: true,
 		effect: "MTU of the ENIs.",
@@ -237,6 +239,14 @@ func count(name string, def int, field func(*Config) *int, effect string) variab
 	return spec[int]{
 		section: poolSection, name: name, kind: intKind, def: def, field: field,
 		check: atLeast(0), valid: "0 or more", effect: effect,
+	}
+}
+
+// eniConfigKey is the key under which a node names its ENIConfig.
+func eniConfigKey(name, what string, field func(*Config) *string) variable {
+	return spec[string]{
+		section: modeSection, name: name, kind: stringKind, def: "k8s.amazonaws.com/eniConfig", field: field,
+		effect: "Key of the node's " + what + " that names its ENIConfig. Without `AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG` it has no effect.",
 	}
 }
 
