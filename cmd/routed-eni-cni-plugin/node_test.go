@@ -24,10 +24,17 @@ import (
 // would start it.
 const pluginVar = "VPCCNI_TEST_BE_THE_PLUGIN"
 
+// timeoutVar is a shorter time limit than the plugin's own, with half of it as grace.
+const timeoutVar = "VPCCNI_TEST_TIMEOUT"
+
 func TestMain(m *testing.M) {
 	if os.Getenv(pluginVar) != "" {
 		version.Version = "v1.2.3-test"
-		main()
+		if timeout, err := time.ParseDuration(os.Getenv(timeoutVar)); err == nil {
+			run(timeout, timeout/2)
+		} else {
+			main()
+		}
 		return
 	}
 	nstest.Main(m)
@@ -108,24 +115,30 @@ func (n *node) stdin(s sandbox) string {
 	return string(text)
 }
 
-// run executes the plugin on the host and returns what it printed and whether it exited with 0.
-func (n *node) run(command string, s sandbox) (string, bool) {
+// command is an execution of the plugin, to be started on the host.
+func (n *node) command(command string, s sandbox) *exec.Cmd {
 	n.Helper()
 	if s.args == "" {
 		s.args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + s.pod + ";K8S_POD_INFRA_CONTAINER_ID=" + s.id + ";K8S_POD_UID=uid-" + s.pod
 	}
+	cmd := exec.CommandContext(n.Context(), "/proc/self/exe")
+	cmd.Env = []string{
+		pluginVar + "=1", "CNI_COMMAND=" + command, "CNI_CONTAINERID=" + s.id, "CNI_NETNS=" + s.netns, "CNI_IFNAME=eth0",
+		"CNI_PATH=/opt/cni/bin", "CNI_ARGS=" + s.args,
+		"GORACE=atexit_sleep_ms=0", // a race build would sleep a second in each of the executions
+	}
+	cmd.Stdin = strings.NewReader(n.stdin(s))
+	return cmd
+}
+
+// run executes the plugin on the host and returns what it printed and whether it exited with 0.
+func (n *node) run(command string, s sandbox) (string, bool) {
+	n.Helper()
 	var stdout, stderr bytes.Buffer
 	var failed *exec.ExitError
-	err := n.host.Do(func() error {
-		cmd := exec.CommandContext(n.Context(), "/proc/self/exe")
-		cmd.Env = []string{
-			pluginVar + "=1", "CNI_COMMAND=" + command, "CNI_CONTAINERID=" + s.id, "CNI_NETNS=" + s.netns, "CNI_IFNAME=eth0",
-			"CNI_PATH=/opt/cni/bin", "CNI_ARGS=" + s.args,
-			"GORACE=atexit_sleep_ms=0", // a race build would sleep a second in each of the executions
-		}
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(n.stdin(s)), &stdout, &stderr
-		return cmd.Run()
-	})
+	cmd := n.command(command, s)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := n.host.Do(cmd.Run)
 	if err != nil && !errors.As(err, &failed) {
 		n.Fatal(err)
 	}

@@ -30,6 +30,8 @@ type Config struct {
 	PolicyMode string
 	// Refusal, if it has a code, is the answer to every ADD.
 	Refusal struct{ Code, Reason string }
+	// Answer, if set, is called with each ADD before the answer is sent.
+	Answer func(*rpc.AddNetworkRequest)
 	// Edit, if set, may change a reply before it is sent.
 	Edit func(*rpc.AddNetworkReply)
 }
@@ -104,6 +106,9 @@ func (s *Server) Configure(change func(*Config)) {
 func (s *Server) AddNetwork(ctx context.Context, request *rpc.AddNetworkRequest) (*rpc.AddNetworkReply, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.conf.Answer != nil {
+		defer s.conf.Answer(request)
+	}
 	s.adds = append(s.adds, request)
 	s.versions = append(s.versions, metadata.ValueFromIncomingContext(ctx, plugin.VersionKey)...)
 	if request.GetClientVersion() != "" {

@@ -32,7 +32,9 @@ func (p *Plugin) Add(ctx context.Context, args *skel.CmdArgs) error {
 		c.log.Error("no network namespace", "err", err)
 		return fmt.Errorf("add cmd: the pod's network namespace: %w", err)
 	}
-	takeNoteBack(c)
+	if err := takeNoteBack(ctx, c); err != nil {
+		return fmt.Errorf("add cmd: %w", err)
+	}
 	reply, err := p.add(ctx, c)
 	if err != nil {
 		c.log.Error("no answer from ipamd", "err", err)

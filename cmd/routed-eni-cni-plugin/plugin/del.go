@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"vpccni/pkg/deadline"
 	"vpccni/pkg/delnote"
 	"vpccni/pkg/networkutils/podnet"
 
@@ -70,7 +71,7 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 // leaveNote tells ipamd, for when it is back, since when the pod is gone. Without the note it finds at its next start
 // that the pod has no interface, so a pod's DEL does not fail for it either.
 func leaveNote(ctx context.Context, c *call, since time.Time) {
-	err := ctx.Err() // after the deadline the runtime may be at the pod's next sandbox
+	err := deadline.Err(ctx) // after it the runtime may be at the pod's next sandbox
 	if err == nil {
 		err = delnote.Node.Write(delnote.Note{Key: c.noteKey(), Namespace: c.pod.namespace(), Pod: c.pod.name(), Time: since})
 	}
@@ -79,12 +80,17 @@ func leaveNote(ctx context.Context, c *call, since time.Time) {
 	}
 }
 
-// takeNoteBack makes sure that no note of an earlier DEL says that the sandbox is gone.
-func takeNoteBack(c *call) {
+// takeNoteBack makes sure that no note of an earlier DEL says that the sandbox is gone. It fails after the deadline,
+// when a note may be of the DEL that followed this very ADD.
+func takeNoteBack(ctx context.Context, c *call) error {
+	if err := deadline.Err(ctx); err != nil {
+		return err
+	}
 	if err := delnote.Node.Remove(c.noteKey()); err != nil {
 		// ipamd does not believe a note that is older than the last ADD.
 		c.log.Warn("the note of an earlier DEL is left", "err", err)
 	}
+	return nil
 }
 
 func (c *call) noteKey() delnote.Key {

@@ -27,6 +27,10 @@ import (
 // and shorter than the two minutes after which kubelet gives up on a sandbox and starts the next one.
 const Timeout = 90 * time.Second
 
+// Grace is the time after that for error messages. A process that was stopped may be between a look at the clock and a
+// write, and its pod's address may be another pod's by now: it is ended rather than let go on.
+const Grace = 5 * time.Second
+
 // CNI error codes of the specification that the library has no name for.
 const codePluginNotAvailable = 50
 

@@ -29,7 +29,7 @@ func Check(ctx context.Context, pod Pod) error {
 		return err
 	}
 	defer host.close()
-	inPod, err := dialer{}.openIn(int(netns.Fd()), nil)
+	inPod, err := dialer{}.openIn(ctx, int(netns.Fd()), nil)
 	if err != nil {
 		return err
 	}

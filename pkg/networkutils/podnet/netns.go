@@ -1,6 +1,7 @@
 package podnet
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,6 +10,8 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"vpccni/pkg/deadline"
 )
 
 // sysctl is one setting, by its path below /proc/sys.
@@ -40,8 +43,11 @@ func podSysctls(name string, v6 bool) []sysctl {
 
 // writeSysctls writes the settings for the calling thread's network namespace. A kernel without IPv6 has no such
 // files, and a node may have /proc/sys read-only; neither is a reason to refuse a pod.
-func writeSysctls(settings []sysctl) error {
+func writeSysctls(ctx context.Context, settings []sysctl) error {
 	for _, s := range settings {
+		if err := deadline.Err(ctx); err != nil {
+			return fmt.Errorf("set %s: %w", s.path, err)
+		}
 		err := os.WriteFile("/proc/sys/"+s.path, []byte(s.value), 0)
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.EROFS):
@@ -54,10 +60,10 @@ func writeSysctls(settings []sysctl) error {
 }
 
 // openIn opens an rtnetlink socket inside the namespace, after writing the settings there.
-func (d dialer) openIn(netns int, settings []sysctl) (*conn, error) {
+func (d dialer) openIn(ctx context.Context, netns int, settings []sysctl) (*conn, error) {
 	var c *conn
 	err := inNetns(netns, func() error {
-		if err := writeSysctls(settings); err != nil {
+		if err := writeSysctls(ctx, settings); err != nil {
 			return err
 		}
 		var err error

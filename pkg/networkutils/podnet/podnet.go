@@ -107,12 +107,11 @@ func (w *wiring) add(ctx context.Context, pod Pod, i int) error {
 	if err != nil {
 		return err
 	}
-	w.made = append(w.made, veth.host)
 	v6 := iface.Address.Addr().Is6()
-	if err := writeSysctls(hostSysctls(iface.HostVeth, v6)); err != nil {
+	if err := writeSysctls(ctx, hostSysctls(iface.HostVeth, v6)); err != nil {
 		return err
 	}
-	inPod, err := w.dial.openIn(w.netns, podSysctls(iface.Name, v6))
+	inPod, err := w.dial.openIn(ctx, w.netns, podSysctls(iface.Name, v6))
 	if err != nil {
 		return err
 	}
@@ -146,14 +145,19 @@ func (w *wiring) makeVeth(ctx context.Context, iface Interface, macs macPair) (v
 			return vethIndexes{}, err
 		}
 		veth, err := w.indexes(ctx, iface, replies[1])
-		if err != nil || veth.host != veth.pod || want != (vethIndexes{}) {
-			return veth, err
+		if err != nil {
+			return vethIndexes{}, err
+		}
+		w.made = append(w.made, veth.host)
+		if veth.host != veth.pod || want != (vethIndexes{}) {
+			return veth, nil
 		}
 		// Two ends with the same number look like one device to the kernel's link watch: it lets them wait for its
 		// next tick, up to a second, in which all of the pod's packets are lost.
 		if err := w.host.all(ctx, []message{deleteLinkByIndex(veth.host)}); err != nil {
 			return vethIndexes{}, err
 		}
+		w.made = w.made[:len(w.made)-1]
 		// The kernel hands out indexes upwards: the host's is not taken again, the pod's next one is free.
 		want = vethIndexes{host: veth.host, pod: veth.pod + 1}
 	}

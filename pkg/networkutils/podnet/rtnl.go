@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vpccni/pkg/deadline"
 )
 
 var order = binary.NativeEndian
@@ -138,12 +140,6 @@ func (c *conn) all(ctx context.Context, messages []message) error {
 // send hands all messages to the kernel in one write and collects an answer to each. The kernel works on them before
 // the write returns. The error is about the socket or ctx, not about a message.
 func (c *conn) send(ctx context.Context, messages []message) ([]reply, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("%s: %w", messages[0].what, err)
-	}
-	if c.observe != nil {
-		c.observe(messages)
-	}
 	if err := c.setTimeout(ctx); err != nil {
 		return nil, err
 	}
@@ -157,6 +153,13 @@ func (c *conn) send(ctx context.Context, messages []message) ([]reply, error) {
 		out = order.AppendUint32(out, c.seq)
 		out = order.AppendUint32(out, 0)
 		out = pad(append(out, m.data...))
+	}
+	// Nothing comes between this and the write but what a test wants: the process may be stopped anywhere.
+	if err := deadline.Err(ctx); err != nil {
+		return nil, fmt.Errorf("%s: %w", messages[0].what, err)
+	}
+	if c.observe != nil {
+		c.observe(messages)
 	}
 	if err := unix.Sendto(c.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, os.NewSyscallError("netlink send", err)
