@@ -94,8 +94,9 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 			NetworkPolicyMode: string(cfg.NetworkPolicyMode), MultiNIC: cfg.MultiNIC, NodeIPv4: id.PrimaryIP.String(),
 			InstanceID: id.InstanceID, Region: id.Region,
 		},
-		Observe:  observer(meter),
-		Degraded: func() bool { return degraded(daemon.View()) },
+		Observe:     observer(meter),
+		Undelivered: daemon.Undelivered,
+		Degraded:    func() bool { return degraded(daemon.View()) },
 	})
 
 	// The store outlives everything that commits.
@@ -151,11 +152,14 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		group.Go(func() error { endpoint.Run(ctx); return nil })
 	}
 	if !cfg.DisableIntrospection {
-		endpoint := httpserve.Server{Name: "introspection", Address: cfg.IntrospectionAddress, Log: log,
-			Handler: introspect.NewHandler(introspect.Options{
-				View: daemon.View, Config: cfg, Private: introspect.Private(cfg.IntrospectionAddress), Log: log,
-			})}
-		group.Go(func() error { endpoint.Run(ctx); return nil })
+		for _, address := range []string{cfg.IntrospectionAddress, introspect.Socket} {
+			endpoint := httpserve.Server{Name: "introspection", Address: address, Log: log,
+				Handler: introspect.NewHandler(introspect.Options{
+					View: daemon.View, Plan: daemon.Plan, PluginVersion: server.PluginVersion, Config: cfg,
+					Private: introspect.Private(address), Log: log,
+				})}
+			group.Go(func() error { endpoint.Run(ctx); return nil })
+		}
 	}
 	err = group.Wait()
 	stopStoring()

@@ -31,6 +31,13 @@ type AddReply struct {
 	// readers on the other side of the socket.
 	ExternalSNAT bool
 	NoSNAT       []netip.Prefix
+	// Waited is how long it took until there was an address, Recorded how long after that until it was durable.
+	Waited   time.Duration
+	Recorded time.Duration
+	// Sole says that this request, and no other one of the same sandbox, brought the address, at Time: it can be taken
+	// back if the reply reaches nobody (Daemon.Undelivered).
+	Sole bool
+	Time time.Time
 }
 
 // DelRequest releases what a sandbox holds.
@@ -48,6 +55,8 @@ type DelReply struct {
 	Address netip.Addr
 	Device  int
 	Table   int
+	// Recorded is how long it took until the release was durable.
+	Recorded time.Duration
 }
 
 // NodeState is what Kubernetes says of the node. The zero value says nothing.

@@ -65,7 +65,7 @@ func (c *controller) committed(err error, now time.Time) {
 		c.addCommitted(a, err, now)
 	}
 	for _, d := range b.dels {
-		c.delCommitted(d, err)
+		c.delCommitted(d, err, now)
 	}
 	for _, op := range b.ops {
 		switch {
@@ -87,7 +87,11 @@ func (c *controller) addCommitted(a *add, err error, now time.Time) {
 	if err == nil {
 		delete(c.adds, a.id)
 		c.counters.AddsServed++
-		c.emit(effAdd{id: a.id, reply: c.addReply(a.alloc)})
+		reply := c.addReply(a.alloc)
+		reply.Waited, reply.Recorded = a.assigned.Sub(a.since), now.Sub(a.assigned)
+		s := c.sandboxes[a.key]
+		reply.Sole = a.fresh && s != nil && s.callers == 1
+		c.emit(effAdd{id: a.id, reply: reply})
 		return
 	}
 	if s := c.sandboxes[a.key]; s != nil && s.fresh && !s.delivered {
@@ -99,7 +103,7 @@ func (c *controller) addCommitted(a *add, err error, now time.Time) {
 	c.refuse(a, &Refusal{CodeStorage, "the address could not be recorded: " + err.Error()})
 }
 
-func (c *controller) delCommitted(d *del, err error) {
+func (c *controller) delCommitted(d *del, err error, now time.Time) {
 	if !d.unknown {
 		if c.releasing[d.key]--; c.releasing[d.key] <= 0 {
 			delete(c.releasing, d.key)
@@ -116,7 +120,9 @@ func (c *controller) delCommitted(d *del, err error) {
 	case d.unknown:
 		c.emit(effDel{id: d.id, err: datastore.ErrUnknownPod})
 	default:
-		c.emit(effDel{id: d.id, reply: delReply(d.alloc)})
+		reply := delReply(d.alloc)
+		reply.Recorded = now.Sub(d.since)
+		c.emit(effDel{id: d.id, reply: reply})
 	}
 }
 

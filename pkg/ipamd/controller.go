@@ -127,6 +127,8 @@ func (c *controller) step(ev event, now time.Time) []effect {
 		c.addRequested(ev, now)
 	case evAddEnded:
 		c.addEnded(ev, now)
+	case evUndelivered:
+		c.undelivered(ev, now)
 	case evDel:
 		c.delRequested(ev, now)
 	case evCommitted:

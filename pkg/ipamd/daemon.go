@@ -14,6 +14,7 @@ import (
 
 	"vpccni/pkg/awsutils"
 	"vpccni/pkg/ipamd/checkpoint"
+	"vpccni/pkg/ipamd/warmpool"
 )
 
 // Deadlines of what the daemon does.
@@ -195,6 +196,13 @@ func (d *Daemon) BeginAdd(req AddRequest, answer func(AddReply, error)) (ended f
 	return func(delivered bool) { d.dispatch(evAddEnded{id: id, key: req.key(), delivered: delivered}) }
 }
 
+// Undelivered takes an address back whose reply reached nobody, although Add had returned it.
+func (d *Daemon) Undelivered(s Sandbox, r AddReply) {
+	if r.Sole {
+		d.dispatch(evUndelivered{key: s.key(), address: r.Address, time: r.Time})
+	}
+}
+
 // Del releases what a sandbox holds. A sandbox that holds nothing ends in datastore.ErrUnknownPod. The release happens
 // even if the context ends before it is durable.
 func (d *Daemon) Del(ctx context.Context, req DelRequest) (DelReply, error) {
@@ -238,6 +246,13 @@ func (d *Daemon) View() View {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.ctrl.view(d.clock.Now())
+}
+
+// Plan is what the planner would do now, and why. Nothing comes of it.
+func (d *Daemon) Plan() warmpool.Decision {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ctrl.wouldPlan(d.clock.Now())
 }
 
 // Durable is the state that has to survive the process.

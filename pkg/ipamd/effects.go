@@ -31,6 +31,12 @@ type (
 		key       datastore.Key
 		delivered bool
 	}
+	// evUndelivered says that an ADD's reply, given at an earlier moment, reached nobody.
+	evUndelivered struct {
+		key     datastore.Key
+		address netip.Addr
+		time    time.Time // of the allocation
+	}
 	// evDel is a DEL; it is answered by effDel with the same id, once.
 	evDel struct {
 		id  uint64
@@ -61,19 +67,20 @@ type (
 	evLeaving struct{ why string }
 )
 
-func (evStart) isEvent()     {}
-func (evStop) isEvent()      {}
-func (evAdd) isEvent()       {}
-func (evAddEnded) isEvent()  {}
-func (evDel) isEvent()       {}
-func (evCommitted) isEvent() {}
-func (evCalled) isEvent()    {}
-func (evApplied) isEvent()   {}
-func (evTimer) isEvent()     {}
-func (evHost) isEvent()      {}
-func (evVPC) isEvent()       {}
-func (evNode) isEvent()      {}
-func (evLeaving) isEvent()   {}
+func (evStart) isEvent()       {}
+func (evStop) isEvent()        {}
+func (evAdd) isEvent()         {}
+func (evAddEnded) isEvent()    {}
+func (evUndelivered) isEvent() {}
+func (evDel) isEvent()         {}
+func (evCommitted) isEvent()   {}
+func (evCalled) isEvent()      {}
+func (evApplied) isEvent()     {}
+func (evTimer) isEvent()       {}
+func (evHost) isEvent()        {}
+func (evVPC) isEvent()         {}
+func (evNode) isEvent()        {}
+func (evLeaving) isEvent()     {}
 
 // An effect is something for the shell to do.
 type effect interface{ isEffect() }

@@ -43,6 +43,14 @@ func (c *controller) makePlan(now time.Time) {
 	}
 }
 
+// wouldPlan is what makePlan would do now. It changes nothing.
+func (c *controller) wouldPlan(now time.Time) warmpool.Decision {
+	if !c.synced() {
+		return warmpool.Decision{Summary: "nothing is planned before EC2 has said what the node has"}
+	}
+	return warmpool.Plan(c.planState(now), c.set.Targets, c.limits, now)
+}
+
 // planState is the pool as the planner sees it.
 func (c *controller) planState(now time.Time) warmpool.State {
 	s := warmpool.State{Subnet: c.id.SubnetID, Refusals: c.refusals, Hold: c.holdReason(),

@@ -28,7 +28,9 @@ type add struct {
 	req      AddRequest
 	key      datastore.Key
 	alloc    datastore.Allocation
+	fresh    bool // it brought the address; it does not repeat an ADD
 	since    time.Time
+	assigned time.Time
 	deadline time.Time
 }
 
@@ -45,6 +47,7 @@ type del struct {
 	id      uint64
 	key     datastore.Key
 	alloc   datastore.Allocation
+	since   time.Time
 	unknown bool // it released nothing, but an earlier DEL of the same sandbox did
 }
 
@@ -100,7 +103,7 @@ func (c *controller) serve(now time.Time) {
 			rest = append(rest, a)
 			continue
 		}
-		a.alloc = alloc
+		a.alloc, a.fresh, a.assigned = alloc, !repeat, now
 		if !repeat {
 			c.sandboxes[a.key].fresh = true
 		}
@@ -184,12 +187,28 @@ func (c *controller) addEnded(ev evAddEnded, now time.Time) {
 	if !s.fresh || s.delivered {
 		return
 	}
-	if alloc, err := c.store.Undo(key, now); err == nil {
-		c.counters.Undone++
-		c.unsaved = true
-		c.planBy(foldWindow, now)
-		c.log(slog.LevelInfo, "address taken back: its pod's ADD went away", "ip", alloc.Address, "container", key.ContainerID)
+	c.takeBack(key, now)
+}
+
+// undelivered hears that a reply that was given reached nobody. The address goes back to the pool, unless somebody has
+// asked for it since.
+func (c *controller) undelivered(ev evUndelivered, now time.Time) {
+	held, ok := c.store.Lookup(ev.key)
+	if !ok || held.Address != ev.address || !held.Time.Equal(ev.time) || c.sandboxes[ev.key] != nil {
+		return
 	}
+	c.takeBack(ev.key, now)
+}
+
+func (c *controller) takeBack(key datastore.Key, now time.Time) {
+	alloc, err := c.store.Undo(key, now)
+	if err != nil {
+		return
+	}
+	c.counters.Undone++
+	c.unsaved = true
+	c.planBy(foldWindow, now)
+	c.log(slog.LevelInfo, "address taken back: its pod's ADD went away", "ip", alloc.Address, "container", key.ContainerID)
 }
 
 func (c *controller) delRequested(ev evDel, now time.Time) {
@@ -214,7 +233,7 @@ func (c *controller) delRequested(ev evDel, now time.Time) {
 		return
 	}
 	c.releasing[key]++
-	c.next.dels = append(c.next.dels, &del{id: ev.id, key: key, alloc: alloc})
+	c.next.dels = append(c.next.dels, &del{id: ev.id, key: key, alloc: alloc, since: now})
 	c.freeLost(alloc.ENI)
 }
 
@@ -259,7 +278,7 @@ func (c *controller) addReply(a datastore.Allocation) AddReply {
 		noSNAT = append(noSNAT, c.set.Host.ExcludeSNATCIDRs...)
 	}
 	return AddReply{Address: a.Address, Device: a.Device, Table: names.RouteTable(a.Card, a.Device),
-		ExternalSNAT: c.set.Host.ExternalSNAT, NoSNAT: noSNAT}
+		ExternalSNAT: c.set.Host.ExternalSNAT, NoSNAT: noSNAT, Time: a.Time}
 }
 
 func delReply(a datastore.Allocation) DelReply {

@@ -137,3 +137,57 @@ func TestDelOfReleasedSandboxWaitsForTheCommit(t *testing.T) {
 		r.stop()
 	})
 }
+
+// TestUndeliveredReply: the server says after Add returned that the reply reached nobody.
+func TestUndeliveredReply(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, warmENI(1))
+		<-r.Ready()
+		lost := r.mustAdd(1)
+		time.Sleep(time.Minute)
+		r.Undelivered(pod(1).Sandbox, lost)
+		time.Sleep(time.Second)
+		if v := r.View(); v.Totals.Assigned != 0 || v.Totals.Cooling != 0 || v.Counters.Undone != 1 {
+			t.Errorf("%+v, undone %d", v.Totals, v.Counters.Undone)
+		}
+		if n := len(r.disk.last().Allocations); n != 0 {
+			t.Errorf("%d allocations are durable", n)
+		}
+		// Somebody has asked again meanwhile, and has the address.
+		first := r.mustAdd(2)
+		time.Sleep(time.Second)
+		again := r.mustAdd(2)
+		r.Undelivered(pod(2).Sandbox, first)
+		// A repetition's reply is lost: whoever heard the first one has the address.
+		r.Undelivered(pod(2).Sandbox, again)
+		// The sandbox was deleted and came again.
+		old := r.mustAdd(3)
+		r.mustDel(3)
+		time.Sleep(time.Second)
+		r.mustAdd(3)
+		r.Undelivered(pod(3).Sandbox, old)
+		time.Sleep(time.Second)
+		if v := r.View(); v.Totals.Assigned != 2 || v.Counters.Undone != 1 {
+			t.Errorf("%+v, undone %d", v.Totals, v.Counters.Undone)
+		}
+		r.stop()
+	})
+}
+
+func TestRepliesSayWhereTheTimeWent(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, warmENI(0))
+		<-r.Ready()
+		r.disk.slow(time.Second)
+		got := r.mustAdd(1) // the pool is empty: an address is brought in
+		if got.Waited < 20*time.Millisecond || got.Waited > 30*time.Second || got.Recorded < time.Second || got.Recorded > 3*time.Second {
+			t.Errorf("waited %s, recorded %s", got.Waited, got.Recorded)
+		}
+		gone, err := r.Del(context.Background(), DelRequest{Sandbox: pod(1).Sandbox})
+		if err != nil || gone.Recorded < time.Second || gone.Recorded > 3*time.Second {
+			t.Errorf("%v, recorded %s", err, gone.Recorded)
+		}
+		r.disk.slow(0)
+		r.stop()
+	})
+}

@@ -13,16 +13,25 @@ import (
 
 	"vpccni/pkg/config"
 	"vpccni/pkg/ipamd"
+	"vpccni/pkg/ipamd/warmpool"
+	"vpccni/pkg/version"
 )
 
 // Options are what the handler shows.
 type Options struct {
 	View   func() ipamd.View
 	Config config.Config
+	// Plan is what the planner would do at this moment.
+	Plan func() warmpool.Decision
+	// PluginVersion is what the plugin that called last says of itself; may be nil.
+	PluginVersion func() string
 	// Private: only root can ask, so that nothing has to be left out.
 	Private bool
 	Log     *slog.Logger
 }
+
+// Socket is where root asks, and is told everything, whatever INTROSPECTION_BIND_ADDRESS says.
+const Socket = "unix:/var/run/aws-node/introspection.sock"
 
 // commands are the paths that are answered.
 var commands = []string{
@@ -41,7 +50,13 @@ func Private(address string) bool { return strings.HasPrefix(address, "unix:") }
 // NewHandler returns the endpoint. Like upstream's it takes any method, and answers a path that it does not know with
 // those that it does.
 func NewHandler(o Options) http.Handler {
-	show := shower{private: o.Private}
+	show := shower{private: o.Private, versions: func() versionsJSON {
+		v := versionsJSON{IPAMD: version.Version}
+		if o.PluginVersion != nil {
+			v.Plugin = o.PluginVersion()
+		}
+		return v
+	}}
 	mux := http.NewServeMux()
 	answer := func(path string, value func() any) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
@@ -66,6 +81,6 @@ func NewHandler(o Options) http.Handler {
 	answer("/v1/ipamd-env-settings", func() any { return ipamdSettings(o.Config) })
 	answer("/v1/config", func() any { return o.Config.Effective() })
 	answer("/v1/state", func() any { return show.state(o.View()) })
-	answer("/v1/plan", func() any { return plan(o.View()) })
+	answer("/v1/plan", func() any { return plan(o.View(), o.Plan()) })
 	return mux
 }

@@ -74,7 +74,12 @@ func handler(t *testing.T, private bool) func(path string) (int, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := NewHandler(Options{View: view, Config: c, Private: private, Log: slog.New(slog.DiscardHandler)})
+	h := NewHandler(Options{View: view, Config: c, Private: private, Log: slog.New(slog.DiscardHandler),
+		Plan: func() warmpool.Decision {
+			return warmpool.Decision{Summary: "18 held, 15 free", Actions: []warmpool.Action{
+				{Kind: warmpool.UnassignIPs, ENI: "eni-0abc", N: 2, Reason: "2 more than one ENI's worth are free"}}}
+		},
+		PluginVersion: func() string { return "v1.2.3" }})
 	return func(path string) (int, string) {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", path, nil))

@@ -15,6 +15,8 @@ type stateJSON struct {
 	Ready    bool       `json:"ready"`
 	Verified *time.Time `json:"verified"` // null until EC2 has answered
 
+	Versions versionsJSON `json:"versions"`
+
 	Limits    limitsJSON   `json:"limits"`
 	Targets   targetsJSON  `json:"targets"`
 	Addresses countsJSON   `json:"addresses"`
@@ -26,6 +28,11 @@ type stateJSON struct {
 	InFlight         []actionJSON   `json:"inFlight"`
 	Refusals         []refusalJSON  `json:"refusals"`
 	Counters         ipamd.Counters `json:"counters"`
+}
+
+type versionsJSON struct {
+	IPAMD  string `json:"ipamd"`
+	Plugin string `json:"plugin"` // of the last call; empty until there was one
 }
 
 type limitsJSON struct {
@@ -118,6 +125,7 @@ func (s shower) state(v ipamd.View) stateJSON {
 		Time:             v.Time,
 		Ready:            v.Ready,
 		Verified:         timeOrNil(v.Verified),
+		Versions:         s.versions(),
 		Limits:           limitsJSON{v.Limits.InstanceType, v.Limits.ENIs, v.Limits.IPsPerENI, v.Limits.MaxENI},
 		Targets:          targetsJSON{v.Targets.WarmENI, v.Targets.WarmIP, v.Targets.MinimumIP, v.Targets.MaxPods, v.Targets.Prefixes, v.Targets.WarmPrefix},
 		Addresses:        countsJSON(v.Totals),
@@ -178,25 +186,36 @@ func timeOrNil(t time.Time) *time.Time {
 	return &t
 }
 
-// planJSON is /v1/plan: what the planner would do now, and why.
+// planJSON is /v1/plan: what the planner would do now, and why, and what it last did.
 type planJSON struct {
 	Time    time.Time         `json:"time"`
 	Summary string            `json:"summary"`
 	Actions []warmpool.Action `json:"actions"`
+	Last    lastPlanJSON      `json:"last"`
 	// Wake is when the plan could change by the passing of time alone; null if it cannot.
 	Wake     *time.Time   `json:"wake"`
 	InFlight []actionJSON `json:"inFlight"`
 }
 
-func plan(v ipamd.View) planJSON {
+// lastPlanJSON is the plan that was carried out last.
+type lastPlanJSON struct {
+	Time    *time.Time        `json:"time"` // null before the first
+	Summary string            `json:"summary"`
+	Actions []warmpool.Action `json:"actions"`
+}
+
+func plan(v ipamd.View, now warmpool.Decision) planJSON {
 	out := planJSON{
-		Time: v.PlanTime, Summary: v.Plan.Summary, Actions: v.Plan.Actions, Wake: timeOrNil(v.Plan.Wake), InFlight: []actionJSON{},
-	}
-	if out.Actions == nil {
-		out.Actions = []warmpool.Action{}
+		Time: v.Time, Summary: now.Summary, Actions: actions(now.Actions), Wake: timeOrNil(now.Wake), InFlight: []actionJSON{},
+		Last: lastPlanJSON{timeOrNil(v.PlanTime), v.Plan.Summary, actions(v.Plan.Actions)},
 	}
 	for _, a := range v.InFlight {
 		out.InFlight = append(out.InFlight, actionJSON(a))
 	}
 	return out
+}
+
+// actions is never null.
+func actions(list []warmpool.Action) []warmpool.Action {
+	return append([]warmpool.Action{}, list...)
 }

@@ -60,7 +60,10 @@ type metadataJSON struct {
 }
 
 // shower knows what may be shown.
-type shower struct{ private bool }
+type shower struct {
+	private  bool
+	versions func() versionsJSON
+}
 
 // key leaves out of a sandbox's key what a DEL would need.
 func (s shower) key(a datastore.Allocation) keyJSON {

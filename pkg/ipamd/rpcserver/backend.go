@@ -22,6 +22,7 @@ type cniBackend struct {
 	allocator  Allocator
 	policyMode string
 	observe    func(Call)
+	clients    *clients
 	log        *slog.Logger
 }
 
@@ -35,7 +36,7 @@ func (b *cniBackend) AddNetwork(ctx context.Context, in *rpc.AddNetworkRequest) 
 		Pod:       in.K8S_POD_NAME,
 	}
 	log := b.log.With("container", in.ContainerID, "namespace", in.K8S_POD_NAMESPACE, "pod", in.K8S_POD_NAME)
-	noteVersion(ctx, log, in.ClientVersion)
+	b.clients.heard(ctx, in.ClientVersion)
 	reply, err := b.add(ctx, req, in.RequiresMultiNICAttachment)
 	took := time.Since(start)
 
@@ -43,7 +44,8 @@ func (b *cniBackend) AddNetwork(ctx context.Context, in *rpc.AddNetworkRequest) 
 	switch {
 	case err == nil:
 		log.Info("address assigned", "address", reply.Address, "device", reply.Device, "table", reply.Table, "took", took)
-		b.observe(Call{Outcome: OutcomeOK, Duration: took})
+		b.observe(Call{Outcome: OutcomeOK, Duration: took, Waited: reply.Waited, Recorded: reply.Recorded})
+		expect(ctx, req.Sandbox, reply)
 		return b.addReply(reply), nil
 	case errors.As(err, &refusal): // the allocator has said so in the log
 		log.Debug("no address", "code", refusal.Code, "reason", refusal.Reason, "took", took)
@@ -90,7 +92,7 @@ func missing(s ipamd.Sandbox) string {
 func (b *cniBackend) addReply(r ipamd.AddReply) *rpc.AddNetworkReply {
 	out := &rpc.AddNetworkReply{
 		Success:              true,
-		IPAllocationMetadata: metadata(r.Address, r.Device, r.Table),
+		IPAllocationMetadata: allocation(r.Address, r.Device, r.Table),
 		UseExternalSNAT:      r.ExternalSNAT,
 		NetworkPolicyMode:    b.policyMode,
 	}
@@ -117,35 +119,39 @@ func (b *cniBackend) DelNetwork(ctx context.Context, in *rpc.DelNetworkRequest) 
 		Pod:       in.K8S_POD_NAME,
 	}
 	log := b.log.With("container", in.ContainerID, "namespace", in.K8S_POD_NAMESPACE, "pod", in.K8S_POD_NAME)
-	noteVersion(ctx, log, in.ClientVersion)
+	b.clients.heard(ctx, in.ClientVersion)
+	reply, err := b.allocator.Del(ctx, req)
 	done := func(outcome string) time.Duration {
 		took := time.Since(start)
-		b.observe(Call{Del: true, Reason: in.Reason, Outcome: outcome, Duration: took})
+		b.observe(Call{Del: true, Reason: in.Reason, Outcome: outcome, Duration: took, Recorded: reply.Recorded})
 		return took
 	}
-	reply, err := b.allocator.Del(ctx, req)
+	var refusal *ipamd.Refusal
 	switch {
 	case err == nil:
 		log.Info("address released", "address", reply.Address, "why", in.Reason, "took", done(OutcomeOK))
 		return &rpc.DelNetworkReply{
 			Success:              true,
-			IPAllocationMetadata: metadata(reply.Address, reply.Device, reply.Table),
+			IPAllocationMetadata: allocation(reply.Address, reply.Device, reply.Table),
 			NetworkPolicyMode:    b.policyMode,
 		}, nil
 	case errors.Is(err, datastore.ErrUnknownPod):
 		log.Debug("nothing to release", "took", done(OutcomeUnknownPod))
 		// Plugins look for the text, which is part of the contract; err may carry more.
-		return nil, status.Error(codes.NotFound, datastore.ErrUnknownPod.Error())
+		return nil, failure(codes.NotFound, OutcomeUnknownPod, datastore.ErrUnknownPod.Error())
 	case ctx.Err() != nil:
 		done(OutcomeError)
 		return nil, status.FromContextError(ctx.Err()).Err()
+	case errors.As(err, &refusal):
+		log.Error("DEL refused", "code", refusal.Code, "reason", refusal.Reason, "took", done(string(refusal.Code)))
+		return nil, failure(codes.Internal, string(refusal.Code), refusal.Error())
 	default:
 		log.Error("DEL failed", "error", err, "took", done(OutcomeError))
-		return nil, status.Error(codes.Internal, err.Error())
+		return nil, failure(codes.Internal, OutcomeError, err.Error())
 	}
 }
 
-func metadata(addr netip.Addr, device, table int) []*rpc.IPAllocationMetadata {
+func allocation(addr netip.Addr, device, table int) []*rpc.IPAllocationMetadata {
 	m := &rpc.IPAllocationMetadata{DeviceNumber: int32(device), RouteTableId: int32(table)}
 	if addr.Is4() {
 		m.IPv4Addr = addr.String()
@@ -153,14 +159,6 @@ func metadata(addr netip.Addr, device, table int) []*rpc.IPAllocationMetadata {
 		m.IPv6Addr = addr.String()
 	}
 	return []*rpc.IPAllocationMetadata{m}
-}
-
-// noteVersion: official clients of every version send an empty ClientVersion. One that sends another is served: a
-// plugin of the version before or after ours must be able to delete its pods during a roll-out.
-func noteVersion(ctx context.Context, log *slog.Logger, version string) {
-	if version != "" {
-		log.DebugContext(ctx, "client names its version", "version", version)
-	}
 }
 
 type agentBackend struct {

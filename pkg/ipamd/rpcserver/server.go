@@ -42,8 +42,9 @@ const (
 	gracefulTimeout = time.Second
 )
 
-// Allocator is who has the addresses. An ADD whose context ends before its answer leaves nothing assigned; one whose
-// reply is lost after that is released by the DEL that kubelet sends for every sandbox that failed.
+// Allocator is who has the addresses. An ADD whose context ends before its answer leaves nothing assigned; of one whose
+// reply does not leave this process Undelivered hears, and one whose reply is lost after that is released by the DEL
+// that kubelet sends for every sandbox that failed.
 type Allocator interface {
 	Add(context.Context, ipamd.AddRequest) (ipamd.AddReply, error)
 	Del(context.Context, ipamd.DelRequest) (ipamd.DelReply, error)
@@ -65,6 +66,9 @@ type Call struct {
 	Reason   string // of a DEL: what the client says, an open vocabulary
 	Outcome  string // OK, a refusal's code, UnknownPod, or Error
 	Duration time.Duration
+	// Waited and Recorded are the parts of it that a success has: until there was an address, and until the change was
+	// durable.
+	Waited, Recorded time.Duration
 }
 
 // Outcomes of a Call that are not codes of a refusal.
@@ -80,6 +84,8 @@ type Options struct {
 	Allocator Allocator
 	Agent     AgentConfig
 	Observe   func(Call) // may be nil
+	// Undelivered, if set, hears of ADDs whose reply is known to have reached nobody.
+	Undelivered func(ipamd.Sandbox, ipamd.AddReply)
 	// Degraded tells whether some feature does not work at present. May be nil.
 	Degraded func() bool
 	// UID is the only user that may connect: root, unless a test says otherwise.
@@ -89,11 +95,15 @@ type Options struct {
 
 // Server serves CNIBackend, ConfigServerBackend and health on a unix socket.
 type Server struct {
-	socket string
-	grpc   *grpc.Server
-	grace  time.Duration
-	log    *slog.Logger
+	socket  string
+	grpc    *grpc.Server
+	grace   time.Duration
+	log     *slog.Logger
+	clients *clients
 }
+
+// PluginVersion is what the plugin that called last says of itself; empty if none has called.
+func (s *Server) PluginVersion() string { return s.clients.version() }
 
 // New returns a Server; Serve makes it listen.
 func New(o Options) *Server {
@@ -103,7 +113,10 @@ func New(o Options) *Server {
 	if o.Degraded == nil {
 		o.Degraded = func() bool { return false }
 	}
-	s := &Server{socket: o.Socket, grace: gracefulTimeout, log: o.Log}
+	if o.Undelivered == nil {
+		o.Undelivered = func(ipamd.Sandbox, ipamd.AddReply) {}
+	}
+	s := &Server{socket: o.Socket, grace: gracefulTimeout, log: o.Log, clients: &clients{log: o.Log}}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(peerCredentials{uid: o.UID, log: o.Log}),
 		grpc.ChainUnaryInterceptor(recoverPanics(o.Log), limitCalls()),
@@ -112,9 +125,10 @@ func New(o Options) *Server {
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.WaitForHandlers(true),
+		grpc.StatsHandler(deliveries{o.Undelivered}),
 	)
 	rpc.RegisterCNIBackendServer(s.grpc, &cniBackend{
-		allocator: o.Allocator, policyMode: o.Agent.NetworkPolicyMode, observe: o.Observe, log: o.Log,
+		allocator: o.Allocator, policyMode: o.Agent.NetworkPolicyMode, observe: o.Observe, clients: s.clients, log: o.Log,
 	})
 	rpc.RegisterConfigServerBackendServer(s.grpc, &agentBackend{config: o.Agent})
 	names := health.NewServer()

@@ -462,7 +462,7 @@ func TestLogVolume(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	if lines := strings.Count(logged.String(), "\n"); lines != 3 { // serving, assigned, released
+	if lines := strings.Count(logged.String(), "\n"); lines != 4 { // serving, the plugin's version, assigned, released
 		t.Errorf("%d lines:\n%s", lines, &logged)
 	}
 }
