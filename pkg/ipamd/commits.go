@@ -143,7 +143,8 @@ func (c *controller) durable(now time.Time) checkpoint.State {
 			continue
 		}
 		s.Journal.ENIs = append(s.Journal.ENIs, checkpoint.HeldENI{ID: e.ID, MAC: e.MAC.String(), Device: e.Device,
-			Card: e.Card, Pool: c.store.Pool(e.ID), Address: e.Primary, SubnetID: e.SubnetID, SubnetCIDR: e.cidr})
+			Card: e.Card, Pool: c.store.Pool(e.ID), Address: e.Primary, SubnetID: e.SubnetID, SubnetCIDR: e.cidr,
+			Doubted: c.doubtful(e)})
 	}
 	if !c.synced() && len(s.Journal.ENIs) == 0 && c.restored.Journal.InstanceID == c.id.InstanceID {
 		// Nothing is known yet: what the last life knew is worth more.

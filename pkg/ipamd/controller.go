@@ -19,8 +19,6 @@ import (
 const (
 	// foldWindow gathers what belongs together, such as the ADDs of a burst, into one plan.
 	foldWindow = 20 * time.Millisecond
-	// journalGrace is how long EC2 has at start before the node serves from its journal.
-	journalGrace = time.Second
 	// settleTime is how long EC2's answers may lag behind a change of this node's: until then a difference in what
 	// EC2 says proves nothing.
 	settleTime = 30 * time.Second
@@ -54,12 +52,14 @@ type controller struct {
 	stopping  bool
 	effects   []effect
 	timerAt   time.Time
+	wired     bool      // the host's network is ready for the primary ENI
 	journalAt time.Time // when to give up waiting for EC2 and serve from the journal; zero: not at all
 
 	requests
 	commits
 	network
 	truth
+	metadata
 	planning
 }
 
@@ -81,12 +81,12 @@ type iface struct {
 	fixed   bool // serves, but is never removed
 	link    bool // the interface is there
 	lost    bool // EC2 has it no more, but pods hold its addresses
+	ready   bool // the host's network is ready for it
 	// notReady is why the host's network is not ready for it, and since when.
 	notReady      string
 	notReadySince time.Time
 	busy          *operation // the address call or removal under way
 	touched       time.Time  // when a change of it last began or ended
-	found         time.Time
 }
 
 func newController(o Options, r *rand.Rand) *controller {
@@ -99,7 +99,10 @@ func newController(o Options, r *rand.Rand) *controller {
 		enis:  map[string]*iface{},
 		ops:   map[uint64]*operation{},
 		truth: truth{gone: map[string]time.Time{}},
+		metadata: metadata{walks: o.Metadata != nil, doubts: map[doubt]*sighting{}, suspects: map[netip.Prefix]string{},
+			denied: map[netip.Prefix]string{}, lag: map[doubt]time.Time{}},
 	}
+	c.set.NoProvisioning = c.set.NoProvisioning || c.set.IMDSOnly
 	if c.set.Targets.Prefixes {
 		c.store.PreferPrefixes()
 	}
@@ -157,8 +160,14 @@ func (c *controller) settle(now time.Time) {
 	if !c.journalAt.IsZero() && !now.Before(c.journalAt) {
 		c.adoptJournal(now)
 	}
+	if !c.isReady && c.wired && !now.Before(c.graceAt) {
+		c.isReady = true
+		c.emit(effReady{})
+	}
 	c.serve(now)
 	if !c.stopping {
+		c.hurry(now)
+		c.walkIfDue(now)
 		c.retryDue(now)
 		c.applyIfDue(now)
 		c.observeIfDue(now)
@@ -181,6 +190,9 @@ func (c *controller) arm(now time.Time) {
 		}
 	}
 	earliest(c.journalAt)
+	if c.wired && !c.isReady {
+		earliest(c.graceAt)
+	}
 	if len(c.queue) > 0 {
 		earliest(c.queue[0].deadline)
 		earliest(c.store.Snapshot(now).NextCooled)
@@ -198,6 +210,9 @@ func (c *controller) arm(now time.Time) {
 		}
 		if c.observing == 0 {
 			earliest(c.resyncAt)
+		}
+		if c.walks && c.walking == 0 {
+			earliest(c.walkAt)
 		}
 		if c.synced() {
 			earliest(c.planAt)

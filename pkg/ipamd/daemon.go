@@ -25,8 +25,10 @@ const (
 	describeTimeout = 20 * time.Second
 	// subnetsTimeout is shorter still: pods wait, and without an answer there is the primary ENI's subnet.
 	subnetsTimeout = 5 * time.Second
-	applyTimeout   = 30 * time.Second
-	commitTimeout  = 10 * time.Second
+	// metadataTimeout is for a walk through IMDS, which takes milliseconds.
+	metadataTimeout = 20 * time.Second
+	applyTimeout    = 30 * time.Second
+	commitTimeout   = 10 * time.Second
 	// flushTimeout bounds the last commit, stopTimeout what is under way when the daemon ends.
 	flushTimeout = time.Second
 	stopTimeout  = time.Second
@@ -71,7 +73,8 @@ func New(o Options) (*Daemon, error) {
 			errs = append(errs, errors.New("ipamd: "+what))
 		}
 	}
-	require(o.EC2 != nil && o.Network != nil && o.Checkpointer != nil, "EC2, network and checkpointer are required")
+	require((o.EC2 != nil || o.Settings.IMDSOnly) && o.Network != nil && o.Checkpointer != nil, "EC2, network and checkpointer are required")
+	require(o.Metadata != nil || !o.Settings.IMDSOnly, "instance metadata is required")
 	require(o.Identity.InstanceID != "" && o.Identity.PrimaryENI != "", "the instance and its primary ENI must be known")
 	require(o.Limits.ENIs > 0 && o.Limits.IPv4PerENI > 1,
 		fmt.Sprintf("limits of %q: %d ENIs, %d addresses each", o.Identity.InstanceType, o.Limits.ENIs, o.Limits.IPv4PerENI))
@@ -370,6 +373,8 @@ func timeoutOf(m method) time.Duration {
 		return describeTimeout
 	case callSubnets:
 		return subnetsTimeout
+	case callPools, callMetadata:
+		return metadataTimeout
 	case callWaitLink:
 		return awsutils.AttachTimeout
 	}
@@ -422,6 +427,10 @@ func (d *Daemon) call(ctx context.Context, c call) (r result) {
 		r.prefixes, r.err = d.o.EC2.AssignPrefixes(ctx, c.eni, c.n)
 	case callUnassignPrefixes:
 		r.err = d.o.EC2.UnassignPrefixes(ctx, c.eni, c.prefixes)
+	case callPools:
+		r.enis, r.err = d.o.Metadata.Pools(ctx, c.prefixed)
+	case callMetadata:
+		r.enis, r.err = d.o.Metadata.ENIs(ctx)
 	case callWaitLink:
 		r.err = d.o.Network.WaitLink(ctx, c.mac)
 	}

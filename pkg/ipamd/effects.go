@@ -146,7 +146,13 @@ const (
 	callAssignPrefixes   method = "AssignPrefixes" // eni, n
 	callUnassignPrefixes method = "UnassignPrefixes"
 	callWaitLink         method = "WaitLink" // mac
+	// Of IMDS: what lies on the ENIs (prefixed), and everything.
+	callPools    method = "IMDSPools"
+	callMetadata method = "IMDSENIs"
 )
+
+// metadata tells whether a method asks IMDS.
+func (m method) metadata() bool { return m == callPools || m == callMetadata }
 
 // call is a call to make. Only the fields that its method needs are set.
 type call struct {
@@ -161,6 +167,7 @@ type call struct {
 	prefixes   []netip.Prefix
 	spec       awsutils.NewENI
 	mac        net.HardwareAddr
+	prefixed   bool
 }
 
 // result is what a call returned.

@@ -156,10 +156,13 @@ func (c *controller) attached(op *operation, attachment string, now time.Time) {
 		c.end(op) // a Describe was faster
 		return
 	}
-	e := &iface{ENI: eni, cidr: c.subnets[eni.SubnetID], managed: true, touched: now, found: now}
+	e := &iface{ENI: eni, cidr: c.subnets[eni.SubnetID], managed: true, touched: now}
 	c.enis[e.ID] = e
 	c.end(op)
 	c.hold(e, now)
+	for _, p := range poolOf(&e.ENI) {
+		c.lagging(e, p, now.Add(settleTime))
+	}
 	c.protect(e, now)
 	c.startLink(e, now)
 }
@@ -172,15 +175,15 @@ func (c *controller) hold(e *iface, now time.Time) {
 		c.log(slog.LevelError, "ENI cannot be used", "eni", e.ID, "error", err)
 		return
 	}
-	for _, p := range e.pool() {
+	for _, p := range poolOf(&e.ENI) {
 		c.addBlock(e.ID, p, now)
 	}
 	c.dirty, c.unsaved = true, true
 	c.log(slog.LevelInfo, "ENI attached", "eni", e.ID, "device", e.Device, "addresses", len(e.Secondary), "prefixes", len(e.Prefixes))
 }
 
-// pool is what EC2 says lies on the ENI for pods.
-func (e *iface) pool() []netip.Prefix {
+// poolOf is what lies on an ENI for pods.
+func poolOf(e *awsutils.ENI) []netip.Prefix {
 	out := make([]netip.Prefix, 0, len(e.Secondary)+len(e.Prefixes))
 	for _, ip := range e.Secondary {
 		out = append(out, single(ip))
@@ -197,11 +200,14 @@ func (c *controller) addBlock(eni string, p netip.Prefix, now time.Time) {
 		return
 	}
 	c.dirty, c.unsaved = true, true
+	if e := c.enis[eni]; e != nil {
+		c.lagging(e, p, now)
+	}
 }
 
 // protect has an ENI that this node created deleted with the instance.
 func (c *controller) protect(e *iface, now time.Time) {
-	if !e.managed || e.DeleteOnTermination || e.AttachmentID == "" || e.ID == c.id.PrimaryENI || !c.own(e.ENI) {
+	if c.set.NoProvisioning || !e.managed || e.DeleteOnTermination || e.AttachmentID == "" || e.ID == c.id.PrimaryENI || !c.own(e.ENI) {
 		return
 	}
 	for _, op := range c.ops {
@@ -246,6 +252,7 @@ func (c *controller) linkStep(op *operation, ev evCalled, now time.Time) {
 	}
 	if ev.err == nil {
 		e.link, c.dirty, c.applyAt = true, true, time.Time{}
+		c.lagging(e, netip.Prefix{}, now.Add(settleTime))
 		return
 	}
 	e.notReady = ev.err.Error()
@@ -283,12 +290,13 @@ func (c *controller) startUnassign(a warmpool.Action, now time.Time) {
 	if len(blocks) == 0 {
 		return
 	}
-	op := c.newOp(opUnassign, stageCall, now)
+	op := c.newOp(opUnassign, stageCommit, now)
 	op.eni, op.device, op.n, op.blocks, op.prefix, op.reason = a.ENI, e.Device, len(blocks), blocks, prefixes, a.Reason
 	e.busy = op
 	c.unsaved = true
 	c.lastShrink = now
-	c.begin(op, now)
+	// A crash must not leave a journal from which the next life hands out what EC2 has taken back.
+	c.next.ops = append(c.next.ops, op)
 }
 
 func (c *controller) addressStep(op *operation, ev evCalled, now time.Time) {
@@ -309,17 +317,15 @@ func (c *controller) addressStep(op *operation, ev evCalled, now time.Time) {
 		c.succeeded(kind, target, now)
 		if op.kind == opAssign {
 			c.lastGrowth = now
-			for _, ip := range ev.addrs {
-				c.addBlock(e.ID, single(ip), now)
-			}
-			for _, p := range ev.prefixes {
+			for _, p := range poolOf(&awsutils.ENI{Secondary: ev.addrs, Prefixes: ev.prefixes}) {
 				c.addBlock(e.ID, p, now)
+				c.lagging(e, p, now.Add(settleTime))
 			}
 			if op.prefix {
 				c.succeeded(warmpool.OpPrefix, target, now)
 			}
 		} else {
-			c.unassigned(e, op.blocks)
+			c.unassigned(e, op.blocks, now)
 		}
 		c.end(op)
 		return
@@ -341,7 +347,10 @@ func (c *controller) addressStep(op *operation, ev evCalled, now time.Time) {
 	}
 }
 
-func (c *controller) unassigned(e *iface, blocks []netip.Prefix) {
+func (c *controller) unassigned(e *iface, blocks []netip.Prefix, now time.Time) {
+	for _, p := range blocks {
+		c.lagging(e, p, now.Add(settleTime))
+	}
 	if err := c.store.RemoveBlocks(e.ID, blocks); err != nil {
 		c.log(slog.LevelError, "address given back, but held", "eni", e.ID, "error", err)
 	}

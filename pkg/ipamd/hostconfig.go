@@ -101,17 +101,14 @@ func (c *controller) applied(ev evApplied, now time.Time) {
 		if e.notReady != "" {
 			c.log(slog.LevelInfo, "ENI is ready", "eni", e.ID)
 		}
-		e.notReady, e.notReadySince = "", time.Time{}
+		e.ready, e.notReady, e.notReadySince = true, "", time.Time{}
 		for _, phase := range []datastore.Phase{datastore.Wired, datastore.Usable} {
 			if c.store.SetPhase(e.ID, phase) != nil {
 				break
 			}
 		}
 		c.store.ReadyBlocks(e.ID, x.Pool, now)
-		if x.Primary && !c.isReady && !e.lost {
-			c.isReady = true
-			c.emit(effReady{})
-		}
+		c.wired = c.wired || x.Primary && !e.lost
 	}
 	if failed {
 		c.applyFails++
@@ -131,6 +128,10 @@ func (c *controller) notReady(e *iface, why error, now time.Time) {
 	if e.notReadySince.IsZero() {
 		e.notReadySince = now
 	}
+	if e.ready && c.synced() {
+		c.resyncSoon(now) // somebody may have detached it
+	}
+	e.ready = false
 	// What the ENI's pods have stays; it serves no new one until it is ready again.
 	_ = c.store.SetPhase(e.ID, datastore.Discovered)
 }

@@ -85,12 +85,12 @@ func (c *controller) begin(op *operation, now time.Time) {
 	if c.stopping {
 		return
 	}
+	if op.stage == stageCommit {
+		op.stage = op.committed()
+	}
 	x := call{op: op.id, eni: op.eni}
 	e := c.enis[op.eni]
 	switch {
-	case op.kind == opCreate && op.stage == stageCommit:
-		op.stage = stageCreate
-		x.method, x.spec = callCreate, op.spec
 	case op.stage == stageCreate:
 		x.method, x.spec = callCreate, op.spec
 	case op.stage == stageAttach:
@@ -122,13 +122,26 @@ func (c *controller) begin(op *operation, now time.Time) {
 			x.addrs = append(x.addrs, p.Addr())
 		}
 	case op.kind == opObserve:
-		x.method = op.method
+		x.method, x.prefixed = op.method, c.wantsPrefixes(now)
 	}
 	if e != nil {
 		e.touched = now
 	}
 	op.calling = true
 	c.emit(effCall{x})
+}
+
+// committed is the stage after stageCommit.
+func (op *operation) committed() string {
+	switch {
+	case op.kind == opCreate:
+		return stageCreate
+	case op.kind != opRemove:
+		return stageCall
+	case op.attach == "":
+		return stageCheck // known from the journal only: EC2 has to say by which attachment it hangs here
+	}
+	return stageDetach
 }
 
 // retryDue repeats what failed a while ago.
@@ -164,7 +177,7 @@ func (c *controller) called(ev evCalled, now time.Time) {
 	if ev.err != nil {
 		op.err = ev.err.Error()
 		op.tries++
-		if op.kind != opLink || !c.stopping {
+		if (op.kind != opLink || !c.stopping) && !op.method.metadata() {
 			c.log(slog.LevelWarn, "call failed", "call", ev.call.method, "eni", op.eni, "try", op.tries,
 				"class", awsutils.Classify(ev.err).String(), "error", ev.err)
 		}
@@ -182,6 +195,9 @@ func (c *controller) called(ev evCalled, now time.Time) {
 		c.removeStep(op, ev, now)
 	case opObserve:
 		c.observeStep(op, ev, now)
+		if op.method.metadata() {
+			return // a walk is no change; what it finds is
+		}
 	}
 	c.planBy(0, now)
 }

@@ -3,6 +3,7 @@ package ipamd
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -14,6 +15,11 @@ import (
 // makePlan asks the planner what to do and begins it.
 func (c *controller) makePlan(now time.Time) {
 	c.planAt = time.Time{}
+	if c.set.NoProvisioning {
+		c.plan = warmpool.Decision{Summary: "nothing is brought in or given back: " + errNoProvisioning.Error()}
+		c.plannedAt = now
+		return
+	}
 	c.plan = warmpool.Plan(c.planState(now), c.set.Targets, c.limits, now)
 	c.plannedAt = now
 	for _, a := range c.plan.Actions {
@@ -67,6 +73,7 @@ func (c *controller) planState(now time.Time) warmpool.State {
 			Usable: st.Phase == datastore.Usable, Busy: e.busy != nil, Since: st.Since,
 			Total: st.Total, Assigned: st.Assigned, Free: st.Free, Cooling: st.Cooling,
 			Quarantined: st.Quarantined, Returning: st.Leaving, Prefixes: prefixPart(st.Prefixes)}
+		c.overlookSuspects(e, &x)
 		if op := e.busy; op != nil && op.kind == opAssign && op.prefix {
 			x.Prefixes.Asked = op.n
 		} else if op != nil && op.kind == opAssign {
@@ -87,6 +94,27 @@ func (c *controller) planState(now time.Time) warmpool.State {
 	return s
 }
 
+// overlookSuspects has the plan count on what only IMDS calls in question: EC2 is about to be asked, and an ENI or an
+// address less would be the wrong answer to a lie. Nothing is asked for on an ENI that may be gone.
+func (c *controller) overlookSuspects(e *iface, x *warmpool.ENI) {
+	if s := c.doubts[doubt{mac: e.MAC.String()}]; s != nil && !s.explained {
+		x.Busy = true
+	}
+	on := func(blocks map[netip.Prefix]string) bool {
+		for _, id := range blocks {
+			if id == e.ID {
+				return true
+			}
+		}
+		return false
+	}
+	if c.observeNo > 0 || !on(c.suspects) || on(c.denied) {
+		return
+	}
+	x.Free, x.Quarantined = x.Free+x.Quarantined, 0
+	x.Prefixes.Free, x.Prefixes.Quarantined = x.Prefixes.Free+x.Prefixes.Quarantined, 0
+}
+
 func prefixPart(st datastore.PrefixState) warmpool.Part {
 	return warmpool.Part{Blocks: st.Blocks, Idle: st.Idle, Total: st.Total, Assigned: st.Assigned, Free: st.Free,
 		Cooling: st.Cooling, Quarantined: st.Quarantined, Returning: st.Leaving}
@@ -98,8 +126,14 @@ func (c *controller) waitingFor(now time.Time) string {
 		return "the node's primary ENI is not ready"
 	}
 	var parts []string
-	if !c.synced() {
+	switch {
+	case !c.synced() && c.set.IMDSOnly:
+		parts = append(parts, "IMDS does not say which ENIs this node has")
+	case !c.synced():
 		parts = append(parts, "EC2 does not say which ENIs this node has")
+	}
+	if c.set.NoProvisioning {
+		parts = append(parts, errNoProvisioning.Error()+", and brought in no address")
 	}
 	for _, op := range c.operations() {
 		switch op.kind {

@@ -1,7 +1,9 @@
 package ipamd
 
 import (
+	"errors"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"vpccni/pkg/awsutils"
@@ -9,8 +11,13 @@ import (
 	"vpccni/pkg/ipamd/warmpool"
 )
 
+var errNoProvisioning = errors.New("somebody else provisions this node")
+
 // startRemove begins the removal of an ENI without pods: no new pods, out of the host's network, detach, delete.
 func (c *controller) startRemove(e *iface, reason string, now time.Time) error {
+	if c.set.NoProvisioning {
+		return errNoProvisioning
+	}
 	if err := c.store.Drain(e.ID); err != nil {
 		return err
 	}
@@ -25,6 +32,9 @@ func (c *controller) startRemove(e *iface, reason string, now time.Time) error {
 
 // startDelete begins the deletion of an ENI that is detached, or about to be.
 func (c *controller) startDelete(eni, reason string, now time.Time) {
+	if c.set.NoProvisioning {
+		return
+	}
 	for _, op := range c.ops {
 		if op.eni == eni && (op.kind == opRemove || op.kind == opCreate) {
 			return
@@ -48,12 +58,9 @@ func (c *controller) drained(version uint64, now time.Time) {
 		if op.kind != opRemove || op.stage != stageDrain || op.netVer > version {
 			continue
 		}
-		if op.attach == "" {
-			// Known from the journal only: EC2 has to say by which attachment it hangs here.
-			c.enter(op, stageCheck, now)
-			continue
-		}
-		c.enter(op, stageDetach, now)
+		// A crash must not leave a journal from which the next life serves an ENI that is being detached.
+		op.stage, op.tries = stageCommit, 0
+		c.next.ops = append(c.next.ops, op)
 	}
 }
 
@@ -143,6 +150,9 @@ func (c *controller) removalChecked(op *operation, ev evCalled, class awsutils.C
 
 // forget drops an ENI that has left the node. EC2 may list it for a while; it is not taken in again.
 func (c *controller) forget(eni string, now time.Time) {
+	if e := c.enis[eni]; e != nil {
+		c.lagging(e, netip.Prefix{}, now.Add(10*settleTime))
+	}
 	delete(c.enis, eni)
 	for id, at := range c.gone {
 		if now.Sub(at) > 10*settleTime {
@@ -161,6 +171,7 @@ func (c *controller) freeLost(eni string) {
 	if c.store.RemoveENI(eni) == nil {
 		delete(c.enis, eni)
 		c.dirty, c.unsaved = true, true
+		c.notify(false, "LostENIFreed", "The last pod on "+eni+", which somebody detached, has gone")
 		c.log(slog.LevelInfo, "lost ENI has no pods any more", "eni", eni)
 	}
 }

@@ -136,7 +136,7 @@ func (c *controller) refuseAll(why *Refusal) {
 
 // refuseHopeless answers the ADDs that wait for what will not come.
 func (c *controller) refuseHopeless(now time.Time) {
-	if len(c.queue) == 0 || !c.synced() || !c.isReady {
+	if len(c.queue) == 0 || !c.synced() || !c.isReady || c.set.NoProvisioning { // somebody else may bring some
 		return
 	}
 	v, hopeless := warmpool.Hopeless(c.planState(now), c.set.Targets, c.limits, now)
@@ -235,6 +235,7 @@ func (c *controller) delRequested(ev evDel, now time.Time) {
 	c.releasing[key]++
 	c.next.dels = append(c.next.dels, &del{id: ev.id, key: key, alloc: alloc, since: now})
 	c.freeLost(alloc.ENI)
+	c.freeDenied(alloc.ENI)
 }
 
 // releaseNow takes back what a sandbox holds, and refuses its ADDs that have no answer yet: they will not be needed.

@@ -32,6 +32,12 @@ type Settings struct {
 	// ManageWhenCordoned lets the pool grow and shrink also while the node is cordoned
 	// (AWS_MANAGE_ENIS_NON_SCHEDULABLE).
 	ManageWhenCordoned bool
+	// NoProvisioning leaves ENIs and addresses to somebody else: nothing is changed in EC2
+	// (DISABLE_NETWORK_RESOURCE_PROVISIONING).
+	NoProvisioning bool
+	// IMDSOnly takes what the node has from IMDS and never calls EC2, so it implies NoProvisioning
+	// (ENABLE_IMDS_ONLY_MODE).
+	IMDSOnly bool
 	// IgnoreUntagged leaves ENIs alone that carry no tag of this node (MANAGE_UNTAGGED_ENI=false).
 	IgnoreUntagged bool
 	// SubnetDiscovery makes ENIs in every subnet of the zone that its tags offer (ENABLE_SUBNET_DISCOVERY).
@@ -87,6 +93,16 @@ type EC2 interface {
 
 var _ EC2 = (*awsutils.EC2)(nil)
 
+// Metadata is what IMDS says of the node's ENIs. *awsutils.IMDS has it.
+type Metadata interface {
+	// Pools returns what lies on each ENI: MAC, Primary, Secondary and, only if they are asked for, Prefixes.
+	Pools(ctx context.Context, prefixes bool) ([]awsutils.ENI, error)
+	// ENIs returns everything that IMDS knows of them.
+	ENIs(ctx context.Context) ([]awsutils.ENI, error)
+}
+
+var _ Metadata = (*awsutils.IMDS)(nil)
+
 // Network is the host's network.
 type Network interface {
 	// WaitLink returns once an interface with this MAC address is there, or with the context's error.
@@ -114,7 +130,10 @@ type Options struct {
 	Subnets  map[string]netip.Prefix
 	Restored checkpoint.State
 
-	EC2          EC2
+	EC2 EC2
+	// Metadata, if set, is read about once a minute for changes that are not this node's. It is required in IMDS-only
+	// mode, where EC2 is not.
+	Metadata     Metadata
 	Network      Network
 	Checkpointer Checkpointer
 	Clock        clockwork.Clock // the real one if nil

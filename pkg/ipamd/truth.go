@@ -1,8 +1,8 @@
 package ipamd
 
 import (
+	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,7 +10,6 @@ import (
 
 	"vpccni/pkg/awsutils"
 	"vpccni/pkg/ipamd/checkpoint"
-	"vpccni/pkg/ipamd/datastore"
 	"vpccni/pkg/ipamd/warmpool"
 )
 
@@ -22,7 +21,8 @@ const (
 )
 
 // truth is what EC2 said last, and when to ask again. EC2 is asked once at start; after that the node believes its own
-// confirmed changes and asks only when one went wrong.
+// confirmed changes and asks only when one went wrong, or when IMDS tells of a change that is not the node's
+// (metadata.go).
 type truth struct {
 	verified  time.Time // the last full answer; zero: none yet
 	resyncAt  time.Time // when to ask for the node's ENIs
@@ -38,51 +38,20 @@ type truth struct {
 // synced tells whether EC2 has said what the node has. Before that the pool is served, but not changed.
 func (c *controller) synced() bool { return !c.verified.IsZero() }
 
-// start restores what the last life knew and asks EC2 for the rest.
-func (c *controller) start(now time.Time) {
-	var allocs []datastore.Allocation
-	for _, a := range c.restored.Allocations {
-		allocs = append(allocs, datastore.Allocation{
-			Key:     datastore.Key{NetworkName: a.NetworkName, ContainerID: a.ContainerID, IfName: a.IfName},
-			Meta:    datastore.Meta{Namespace: a.Namespace, Pod: a.Pod, Interfaces: a.Interfaces},
-			Address: a.Address, Time: a.Time,
-		})
-	}
-	for _, a := range c.store.Restore(allocs) {
-		c.log(slog.LevelError, "allocation conflicts with an older one", "ip", a.Address, "container", a.ContainerID)
-	}
-	j := c.restored.Journal
-	known := j.InstanceID == c.id.InstanceID
-	if known {
-		for _, x := range j.Cooling {
-			c.store.RestoreCooling(x.Address, x.Until, now)
-		}
-		c.inherited = slices.Clone(j.Intents)
-	}
-	if known && len(j.ENIs) > 0 {
-		c.journalAt = now.Add(journalGrace)
-	}
-	// An ENI between its creation and its attachment, or after its detachment, is not among the instance's. Only a
-	// journal can say that there is none.
-	if !known || slices.ContainsFunc(j.Intents, func(i checkpoint.Intent) bool { return i.Kind != opAssign && i.Kind != opUnassign }) {
-		c.scanAt = now
-	}
-	c.resyncAt = now
-}
-
 // resyncSoon asks EC2 for the whole node, but not more often than its answers can be new.
 func (c *controller) resyncSoon(now time.Time) {
-	at := now
-	if next := c.verified.Add(settleTime); at.Before(next) {
-		at = next
-	}
-	if c.resyncAt.IsZero() || at.Before(c.resyncAt) {
+	c.resyncBy(later(now, c.verified.Add(settleTime)))
+}
+
+// resyncBy asks EC2 for the whole node at a time, or before. In IMDS-only mode nobody asks EC2.
+func (c *controller) resyncBy(at time.Time) {
+	if !c.set.IMDSOnly && (c.resyncAt.IsZero() || at.Before(c.resyncAt)) {
 		c.resyncAt = at
 	}
 }
 
 func (c *controller) scanSoon(now time.Time) {
-	if at := now.Add(settleTime); c.scanAt.IsZero() || at.Before(c.scanAt) {
+	if at := now.Add(settleTime); !c.set.NoProvisioning && (c.scanAt.IsZero() || at.Before(c.scanAt)) {
 		c.scanAt = at
 	}
 }
@@ -104,8 +73,12 @@ func (c *controller) observeIfDue(now time.Time) {
 
 func (c *controller) observeStep(op *operation, ev evCalled, now time.Time) {
 	delete(c.ops, op.id)
-	if op.method == callDescribeByTag {
+	switch op.method {
+	case callDescribeByTag:
 		c.scanned(op, ev, now)
+		return
+	case callPools, callMetadata:
+		c.walked(ev, now)
 		return
 	}
 	c.observing = 0
@@ -121,11 +94,12 @@ func (c *controller) observeStep(op *operation, ev evCalled, now time.Time) {
 		}
 		return
 	}
-	c.observeNo, c.resyncAt, c.journalAt = 0, time.Time{}, time.Time{}
+	c.observeNo, c.resyncAt, c.journalAt, c.graceAt = 0, time.Time{}, time.Time{}, time.Time{}
 	c.counters.Resyncs++
 	first := !c.synced()
 	c.verified = now
 	c.adopt(ev.enis, op.since, now)
+	c.explain(ev.enis, op.since, now)
 	if first {
 		// Addresses went on and off ENIs under these; the Describe has said how that ended.
 		c.inherited = slices.DeleteFunc(c.inherited, func(i checkpoint.Intent) bool {
@@ -135,9 +109,13 @@ func (c *controller) observeStep(op *operation, ev evCalled, now time.Time) {
 	}
 }
 
+// tooFresh tells whether EC2's answer may be from before this node's last change of the ENI.
+func (e *iface) tooFresh(issued, now time.Time) bool {
+	return e.touched.After(issued) || now.Sub(e.touched) < settleTime
+}
+
 // adopt makes the picture agree with what EC2 says the instance has.
 func (c *controller) adopt(enis []awsutils.ENI, issued, now time.Time) {
-	tooFresh := func(e *iface) bool { return e.touched.After(issued) || now.Sub(e.touched) < settleTime }
 	seen := map[string]bool{}
 	for _, d := range enis {
 		seen[d.ID] = true
@@ -146,7 +124,7 @@ func (c *controller) adopt(enis []awsutils.ENI, issued, now time.Time) {
 			c.meet(d, now)
 		case e.busy != nil:
 			// What becomes of it is being decided.
-		case tooFresh(e):
+		case e.tooFresh(issued, now):
 			c.resyncAt = now.Add(2 * settleTime)
 		default:
 			e.AttachmentID, e.Description, e.Tags, e.Type = d.AttachmentID, d.Description, d.Tags, d.Type
@@ -159,7 +137,7 @@ func (c *controller) adopt(enis []awsutils.ENI, issued, now time.Time) {
 		if seen[e.ID] || e.busy != nil {
 			continue
 		}
-		if tooFresh(e) {
+		if e.tooFresh(issued, now) {
 			c.resyncAt = now.Add(2 * settleTime)
 			continue
 		}
@@ -177,8 +155,12 @@ func (c *controller) meet(d awsutils.ENI, now time.Time) {
 	if _, left := c.gone[d.ID]; left || d.Card != c.card {
 		return
 	}
-	e := &iface{ENI: d, cidr: c.subnets[d.SubnetID], managed: c.manages(d), fixed: d.Type == "efa", found: now}
+	e := &iface{ENI: d, cidr: c.subnets[d.SubnetID], managed: c.manages(d), fixed: d.Type == "efa"}
+	if !e.cidr.IsValid() {
+		e.cidr = d.SubnetCIDR
+	}
 	c.enis[d.ID] = e
+	c.lagging(e, netip.Prefix{}, now)
 	switch {
 	case !e.managed:
 		c.log(slog.LevelInfo, "ENI is not managed", "eni", d.ID, "device", d.Device, "type", d.Type)
@@ -202,7 +184,7 @@ func (c *controller) meet(d awsutils.ENI, now time.Time) {
 
 // manages tells whether an ENI is the CNI's to use.
 func (c *controller) manages(d awsutils.ENI) bool {
-	if d.ID == c.id.PrimaryENI {
+	if d.ID == c.id.PrimaryENI || c.set.IMDSOnly { // IMDS knows neither type nor tags
 		return true
 	}
 	if d.Type != "" && d.Type != "interface" && d.Type != "efa" {
@@ -227,31 +209,21 @@ func (c *controller) compare(e *iface, d awsutils.ENI, now time.Time) {
 	}
 	e.Secondary, e.Prefixes = d.Secondary, d.Prefixes
 	if e.lost {
-		e.lost = false
-		if err := c.store.SetPhase(e.ID, datastore.Discovered); err == nil {
-			c.dirty, c.applyAt = true, time.Time{}
-		}
+		c.found(e)
 	}
-	want := e.pool()
+	want := poolOf(&e.ENI)
 	have := c.store.Pool(e.ID)
 	for _, p := range want {
 		if slices.Contains(have, p) {
-			c.quarantine(p, false, now)
+			c.acquit(p, now)
 			continue
 		}
 		c.addBlock(e.ID, p, now)
 	}
 	for _, p := range have {
-		if slices.Contains(want, p) {
-			continue
+		if !slices.Contains(want, p) {
+			c.vanished(e, p, now)
 		}
-		c.dirty, c.unsaved = true, true
-		if err := c.store.RemoveBlocks(e.ID, []netip.Prefix{p}); err != nil {
-			c.quarantine(p, true, now)
-			c.log(slog.LevelError, "a pod holds an address that EC2 does not have on this ENI", "eni", e.ID, "address", p)
-			continue
-		}
-		c.log(slog.LevelWarn, "address is gone from the ENI", "eni", e.ID, "address", p)
 	}
 }
 
@@ -282,41 +254,10 @@ func (c *controller) missing(e *iface, now time.Time) {
 		c.counters.ENIsLost++
 		c.unsaved = true
 		c.log(slog.LevelError, "ENI is gone, and pods hold its addresses", "eni", e.ID)
+		c.notify(true, "ENILost", fmt.Sprintf("Somebody detached %s (device %d) while pods hold addresses of it: these pods have no network",
+			e.ID, e.Device))
 	}
 	c.planBy(0, now)
-}
-
-// adoptJournal serves from what the last life held, until EC2 can be asked. Nothing is brought in or given back
-// before that.
-func (c *controller) adoptJournal(now time.Time) {
-	c.journalAt = time.Time{}
-	if c.synced() {
-		return
-	}
-	for _, h := range c.restored.Journal.ENIs {
-		mac, err := net.ParseMAC(h.MAC)
-		cidr := h.SubnetCIDR
-		if !cidr.IsValid() {
-			cidr = c.subnets[h.SubnetID]
-		}
-		if err != nil || !h.Address.IsValid() || !cidr.IsValid() || c.enis[h.ID] != nil {
-			continue
-		}
-		d := awsutils.ENI{ID: h.ID, MAC: mac, Device: h.Device, Card: h.Card, SubnetID: h.SubnetID, Primary: h.Address,
-			InstanceID: c.id.InstanceID, DeleteOnTermination: true}
-		for _, p := range h.Pool {
-			if p.IsSingleIP() {
-				d.Secondary = append(d.Secondary, p.Addr())
-			} else {
-				d.Prefixes = append(d.Prefixes, p)
-			}
-		}
-		e := &iface{ENI: d, cidr: cidr, managed: true, link: true, found: now}
-		c.enis[h.ID] = e
-		c.hold(e, now)
-	}
-	c.applyAt = time.Time{}
-	c.log(slog.LevelWarn, "EC2 does not answer: serving from the journal", "enis", len(c.enis))
 }
 
 // scanned deletes own ENIs that are attached nowhere: a life before this one was interrupted while it created or

@@ -364,13 +364,6 @@ func (w *world) next() bool {
 	return true
 }
 
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
 // run passes time.
 func (w *world) run(d time.Duration) {
 	end := w.now.Add(d)

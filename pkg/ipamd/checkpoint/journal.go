@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // journalVersion changes when a reader of the older version would draw wrong conclusions; members may be added
@@ -31,6 +32,8 @@ type heldJSON struct {
 	Address    netip.Addr   `json:"address"`
 	SubnetID   string       `json:"subnetID"`
 	SubnetCIDR netip.Prefix `json:"subnetCIDR"`
+	// Left out while there are none.
+	Doubted []netip.Prefix `json:"doubted"`
 }
 
 type coolingJSON struct {
@@ -60,12 +63,7 @@ func appendJournal(b []byte, j *Journal) []byte {
 		b = append(b, `,"card":`...)
 		b = appendInt(b, int64(e.Card))
 		b = append(b, `,"pool":[`...)
-		for k, p := range e.Pool {
-			b = appendComma(b, k)
-			b = append(b, '"')
-			b = p.AppendTo(b)
-			b = append(b, '"')
-		}
+		b = appendRanges(b, e.Pool)
 		b = append(b, `],"address":"`...)
 		if e.Address.IsValid() {
 			b = e.Address.AppendTo(b)
@@ -76,7 +74,13 @@ func appendJournal(b []byte, j *Journal) []byte {
 		if e.SubnetCIDR.IsValid() {
 			b = e.SubnetCIDR.AppendTo(b)
 		}
-		b = append(b, `"}`...)
+		b = append(b, '"')
+		if len(e.Doubted) > 0 {
+			b = append(b, `,"doubted":[`...)
+			b = appendRanges(b, e.Doubted)
+			b = append(b, ']')
+		}
+		b = append(b, '}')
 	}
 	b = append(b, `],"cooling":[`...)
 	for i, c := range j.Cooling {
@@ -103,6 +107,16 @@ func appendJournal(b []byte, j *Journal) []byte {
 	return append(b, "]}\n"...)
 }
 
+func appendRanges(b []byte, ranges []netip.Prefix) []byte {
+	for i, p := range ranges {
+		b = appendComma(b, i)
+		b = append(b, '"')
+		b = p.AppendTo(b)
+		b = append(b, '"')
+	}
+	return b
+}
+
 func appendComma(b []byte, i int) []byte {
 	if i > 0 {
 		return append(b, ',')
@@ -120,7 +134,7 @@ func decodeJournal(raw []byte) (Journal, error) {
 	}
 	j := Journal{InstanceID: f.InstanceID}
 	for _, e := range f.ENIs {
-		for _, p := range e.Pool {
+		for _, p := range slices.Concat(e.Pool, e.Doubted) {
 			if !p.IsValid() {
 				return Journal{}, fmt.Errorf("eni %q has an empty range", e.ID)
 			}

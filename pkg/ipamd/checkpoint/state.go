@@ -33,6 +33,9 @@ type Journal struct {
 	ENIs       []HeldENI
 	Cooling    []Cooling
 	Intents    []Intent
+	// Stale journals, as Load finds them, are older than the state file: another version, which keeps no journal, ran
+	// in between and may have given addresses back.
+	Stale bool
 }
 
 // HeldENI is an ENI that this node held when the journal was written.
@@ -46,6 +49,8 @@ type HeldENI struct {
 	Address    netip.Addr
 	SubnetID   string
 	SubnetCIDR netip.Prefix
+	// Doubted are the blocks of Pool that may not be on the ENI: they serve nobody before EC2 was asked.
+	Doubted []netip.Prefix
 }
 
 // Cooling is an address that was released and may not be handed out again before Until.
