@@ -48,7 +48,7 @@ chaos: ## the long versions of the randomised tests; seeds are printed (about 12
 	$(GO) test -race -count=5 -timeout 30m -tags $(TAGS) -run 'Properties|AgainstModel|Invariants|ManyAtOnce|Transition' \
 		./pkg/ipamd/warmpool ./pkg/ipamd/datastore ./lab/ec2 ./pkg/networkutils/hostnet
 
-bench: ## what ADD, DEL and a packet cost, beside their floors (BENCH_JSON=FILE writes the figures as JSON)
+bench: ## what ADD, DEL, ipamd and a packet cost, beside their floors (BENCH_JSON=FILE writes the figures as JSON)
 	@scripts/deps.sh build net
 	@$(MAKE) --no-print-directory build
 	$(GO) run -tags $(TAGS) ./test/bench $(BENCH_FLAGS)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -58,7 +59,7 @@ func TestPodsAreSpreadOverTheENIs(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	t.Parallel()
-	want := options{short: true, plugin: "/p", empty: "/e", only: "plugin"}
+	want := options{short: true, plugin: "/p", ipamd: "/i", empty: "/e", only: "plugin"}
 	if got, err := parseOptions(want.args()); err != nil || got != want {
 		t.Errorf("got %+v, %v", got, err)
 	}
@@ -94,7 +95,8 @@ func TestReportCountsFailuresAndPrintsEveryRow(t *testing.T) {
 			}
 		}
 	}
-	r := report{Plugin: pluginRows(measured), Packets: packetRows(runs)}
+	ipamd := daemonRow{Pods: 700, RSS: 31.5, RSSAnon: 12.25, Start: stats.Over([]float64{300, 400})}
+	r := report{IPAMD: []daemonRow{ipamd}, Plugin: pluginRows(measured), Packets: packetRows(runs)}
 	if got, want := r.failures(), 2*len(r.Plugin); got != want {
 		t.Errorf("%d failures, want %d", got, want)
 	}
@@ -106,7 +108,31 @@ func TestReportCountsFailuresAndPrintsEveryRow(t *testing.T) {
 	if got := strings.Count(out.String(), "5500 [5000–6000]"); got != 30 {
 		t.Errorf("%d rows of packets\n%s", got, &out)
 	}
+	if got := out.String(); !strings.Contains(got, "31.5") || !strings.Contains(got, "350 [300–400]") {
+		t.Errorf("no row of ipamd\n%s", got)
+	}
 	if f := (stats.Figure{Median: 1.26, Min: 1, Max: 2}); figure(f, 1) != "1.3 [1.0–2.0]" {
 		t.Error(figure(f, 1))
+	}
+}
+
+func TestFiguresOfAProcess(t *testing.T) {
+	t.Parallel()
+	memory, err := residentMemory(os.Getpid())
+	if err != nil || memory["VmRSS"] < 1 || memory["RssAnon"] <= 0 || memory["RssFile"] <= 0 || memory["VmHWM"] < memory["VmRSS"]*0.9 {
+		t.Errorf("%v, %v", memory, err)
+	}
+	before, err := cpuTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		after, err := cpuTime(os.Getpid())
+		if err != nil || after < before {
+			t.Fatalf("%s, then %s, %v", before, after, err)
+		}
+		if after > before {
+			return // the loop has used a tick
+		}
 	}
 }

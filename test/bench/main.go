@@ -1,5 +1,5 @@
-// bench measures what a pod costs: ADD and DEL of the plugin binary, and the CPU time of a packet, with few and with
-// many pods on the node. Beside each figure it prints the floor measured in the same run: the start of an empty Go
+// bench measures what pods cost: ADD and DEL of the plugin binary, ipamd's memory, CPU and start, and the CPU time of a
+// packet, with few and with many pods on the node. Beside the plugin's and the packets' figures it prints the floor measured in the same run: the start of an empty Go
 // program, and plain routing without a rule. docs/benchmarks.md says how to read it.
 //
 // Everything runs in a sandbox of its own; the machine's network is not touched.
@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,10 +38,18 @@ func main() {
 	os.Exit(code)
 }
 
+// The parts of the benchmark.
+const (
+	onlyPlugin  = "plugin"
+	onlyIPAMD   = "ipamd"
+	onlyPackets = "packets"
+)
+
 // options are the command line, of the program as of its inside.
 type options struct {
 	short  bool
 	plugin string
+	ipamd  string
 	empty  string
 	only   string
 }
@@ -50,7 +59,8 @@ func parseOptions(args []string) (options, error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.BoolVar(&o.short, "short", false, "fewer samples: at most two minutes")
 	flags.StringVar(&o.plugin, "plugin", "", "measure this plugin binary instead of building one")
-	flags.StringVar(&o.only, "only", "", "measure one half only: plugin or packets")
+	flags.StringVar(&o.only, "only", "", "measure one part only: plugin, ipamd or packets")
+	flags.StringVar(&o.ipamd, "ipamd", "", "measure this ipamd instead of building one; aws-cni must lie beside it")
 	flags.StringVar(&o.empty, "empty", "", "an empty Go program, built as the plugin is (default: build one)")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -58,14 +68,14 @@ func parseOptions(args []string) (options, error) {
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
-	if o.only != "" && o.only != "plugin" && o.only != "packets" {
-		return o, fmt.Errorf("-only %s: must be plugin or packets", o.only)
+	if o.only != "" && !slices.Contains([]string{onlyPlugin, onlyIPAMD, onlyPackets}, o.only) {
+		return o, fmt.Errorf("-only %s: must be plugin, ipamd or packets", o.only)
 	}
 	return o, nil
 }
 
 func (o options) args() []string {
-	args := []string{"-plugin", o.plugin, "-empty", o.empty, "-only", o.only}
+	args := []string{"-plugin", o.plugin, "-ipamd", o.ipamd, "-empty", o.empty, "-only", o.only}
 	if o.short {
 		args = append(args, "-short")
 	}
@@ -80,13 +90,16 @@ type effort struct {
 	samples, bursts int
 	// packets are sent in each direction for each level, mode and round.
 	packets int
+	// starts of ipamd for each level; the time until it is at rest, and the time it is watched then.
+	starts       int
+	settle, idle time.Duration
 }
 
 func (o options) effort() effort {
 	if o.short {
-		return effort{rounds: 5, samples: 8, bursts: 1, packets: 5000}
+		return effort{rounds: 5, samples: 8, bursts: 1, packets: 5000, starts: 2, settle: 5 * time.Second, idle: 10 * time.Second}
 	}
-	return effort{rounds: 9, samples: 24, bursts: 2, packets: 40000}
+	return effort{rounds: 9, samples: 24, bursts: 2, packets: 40000, starts: 5, settle: 15 * time.Second, idle: 30 * time.Second}
 }
 
 // outside builds the programs and runs the benchmark in its sandbox.
@@ -108,14 +121,19 @@ func outside() (int, error) {
 	for _, program := range []struct {
 		path *string
 		pkg  string
-	}{{&o.plugin, "./cmd/routed-eni-cni-plugin"}, {&o.empty, "./test/bench/empty"}} {
+		name string
+	}{
+		{&o.plugin, "./cmd/routed-eni-cni-plugin", "aws-cni"},
+		{&o.ipamd, "./cmd/aws-k8s-agent", "aws-k8s-agent"},
+		{&o.empty, "./test/bench/empty", "empty"},
+	} {
 		if *program.path != "" {
 			if *program.path, err = filepath.Abs(*program.path); err != nil {
 				return 1, err
 			}
 			continue
 		}
-		*program.path = filepath.Join(dir, filepath.Base(program.pkg))
+		*program.path = filepath.Join(dir, program.name)
 		if err := build(ctx, program.pkg, *program.path); err != nil {
 			return 1, err
 		}
@@ -134,7 +152,7 @@ func outside() (int, error) {
 
 // build makes a program as it is shipped.
 func build(ctx context.Context, pkg, out string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", out, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s (run from the project's root): %w\n%s", pkg, err, text)
@@ -155,9 +173,9 @@ func inside() int {
 }
 
 // timeLimit ends a benchmark that a slow machine would draw out.
-const timeLimit = 8 * time.Minute
+const timeLimit = 15 * time.Minute
 
-// measure runs both halves, prints their tables and, where one is wanted, the file.
+// measure runs the parts, prints their tables and, where one is wanted, the file.
 func measure(ctx context.Context, o options) error {
 	ctx, cancel := context.WithTimeout(ctx, timeLimit)
 	defer cancel()
@@ -168,11 +186,15 @@ func measure(ctx context.Context, o options) error {
 	}
 	r.PluginBytes = size.Size()
 	var failed []error
-	if o.only != "packets" {
+	if o.only == "" || o.only == onlyPlugin {
 		r.Plugin, err = measurePlugin(ctx, o)
 		failed = append(failed, err)
 	}
-	if o.only != "plugin" {
+	if o.only == "" || o.only == onlyIPAMD {
+		r.IPAMD, err = measureDaemon(ctx, o)
+		failed = append(failed, err)
+	}
+	if o.only == "" || o.only == onlyPackets {
 		r.Packets, err = measurePackets(ctx, o)
 		failed = append(failed, err)
 	}

@@ -22,6 +22,7 @@ type report struct {
 	Machine     machine     `json:"machine"`
 	PluginBytes int64       `json:"pluginBytes"`
 	Plugin      []pluginRow `json:"plugin,omitempty"`
+	IPAMD       []daemonRow `json:"ipamd,omitempty"`
 	Packets     []packetRow `json:"packets,omitempty"`
 }
 
@@ -115,6 +116,16 @@ func (r report) print(out io.Writer) {
 			fmt.Fprintf(w, "%d\t%s\t%d\t%.1f\t%.1f\t%.2f\t%.2f\t%s\t%.2f\t%s\t%.0f\t%d of %d\t\n",
 				row.Parallel, row.Operation, row.Pods, row.WallP50, row.WallP99, row.CPUP50, row.CPUP99,
 				figure(row.CPU, 2), row.Floor.Median, figure(row.Ratio, 1), row.PerSecond.Median, row.Failures, row.Executions)
+		}
+		_ = w.Flush()
+	}
+	if len(r.IPAMD) > 0 {
+		fmt.Fprintf(out, "\nipamd on a %s: resident memory in MB, thousandths of a CPU while idle, and milliseconds from its start to the first address; an EC2 call takes %s\n\n",
+			daemonType, ec2RoundTrip)
+		w := table(out, "pods", "RSS", "RssAnon", "RssFile", "peak", "idle mCPU", "over s", "first address", "journal")
+		for _, row := range r.IPAMD {
+			fmt.Fprintf(w, "%d\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%.0f\t%s\t%t\t\n",
+				row.Pods, row.RSS, row.RSSAnon, row.RSSFile, row.RSSPeak, row.IdleCPU, row.IdleSeconds, figure(row.Start, 0), row.Journal)
 		}
 		_ = w.Flush()
 	}

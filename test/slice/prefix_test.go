@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"vpccni/lab/cluster"
+	"vpccni/lab/ec2"
+	"vpccni/lab/fabric"
 )
 
 // TestPrefixDelegation: 40 pods at once on a t3.medium, which has 15 secondary addresses, are served without another ENI,
@@ -75,7 +77,8 @@ func prefixesOf(l *cluster.Cluster, n *cluster.Node) int {
 }
 
 // TestModeSwitch: ipamd starts again with the other mode while pods run, as in a rolling update. Those that run keep
-// their addresses and reach the new ones, and what is unused of the other kind goes back.
+// their addresses and their open connections and reach the new ones, whose addresses are of the other kind; what is unused
+// of the one kind goes back.
 func TestModeSwitch(t *testing.T) {
 	l := lab(t, one(200*time.Millisecond, map[string]string{"WARM_ENI_TARGET": "1", "WARM_PREFIX_TARGET": "1",
 		"IP_COOLDOWN_PERIOD": "1", "POOL_SHRINK_DELAY": "2"}))
@@ -104,10 +107,43 @@ func TestModeSwitch(t *testing.T) {
 		}
 		return count
 	}
-	add(0, 8)
+	fromPrefix := func(p cluster.Pod) bool {
+		return slices.ContainsFunc(attachedENIs(l, n), func(e ec2.ENI) bool {
+			return slices.ContainsFunc(e.Prefixes, func(at netip.Prefix) bool { return at.Contains(p.Address) })
+		})
+	}
+	// from wants pods of these numbers to have addresses of one kind.
+	from := func(prefixes bool, first, last int) {
+		t.Helper()
+		for _, p := range l.Pods("n1") {
+			if p.Name >= podName(first) && p.Name < podName(last) && fromPrefix(p) != prefixes {
+				t.Errorf("%s has %s; is it of a prefix: %t", p.Name, p.Address, !prefixes)
+			}
+		}
+	}
+	// Connections out of a pod: to another one, to the internet, which sees the node's address, and from the node.
+	var flows []*flow
+	flowsOf := func(p, other cluster.Pod) {
+		t.Helper()
+		serve(t, other.Name, podDo(l, other), flowPort)
+		serve(t, p.Name, podDo(l, p), flowPort)
+		flows = append(flows,
+			openFlow(t, p.Name+" → "+other.Name, podDo(l, p), other.Address),
+			openFlow(t, p.Name+" → internet", podDo(l, p), fabric.InternetAddr),
+			openFlow(t, "node → "+p.Name, n.OS().Do, p.Address))
+	}
+	serve(t, "internet", hostDo(l, fabric.HostInternet), flowPort)
+
+	add(0, 10)
+	pods := l.Pods("n1")
+	from(false, 0, 10)
+	flowsOf(pods[8], pods[9])
 	restart("true")
-	eventually(t, time.Minute, "single addresses are those of the 8 pods", func() bool { return singles() == 8 && prefixesOf(l, n) == 1 })
-	add(8, 28)
+	eventually(t, time.Minute, "single addresses are those of the 10 pods", func() bool { return singles() == 10 && prefixesOf(l, n) == 1 })
+	add(10, 28)
+	from(true, 10, 28)
+	pods = l.Pods("n1")
+	flowsOf(pods[26], pods[27])
 	checkBlocks(t, l, n)
 	checkReachable(t, l)
 	for i := range 8 {
@@ -115,13 +151,17 @@ func TestModeSwitch(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, time.Minute, "no single address is left", func() bool { return singles() == 0 })
+	eventually(t, time.Minute, "of the single addresses two are left", func() bool { return singles() == 2 })
 	restart("false")
-	add(30, 34)
+	// More than what is left of the prefixes.
+	add(30, 46)
 	eventually(t, time.Minute, "prefixes are those with pods", func() bool { return prefixesOf(l, n) == 2 && singles() > 4 })
 	checkBlocks(t, l, n)
 	checkReachable(t, l)
 	checkDrops(t, l)
+	for _, f := range flows {
+		f.close(t)
+	}
 }
 
 // checkBlocks is checkHolders for pods whose addresses may be of prefixes.
