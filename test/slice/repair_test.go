@@ -26,7 +26,7 @@ func TestHostStateComesBack(t *testing.T) {
 	}
 	// Sorted, because nft lists what was made again behind what was not.
 	state := func() string {
-		lines := strings.Split(node(`ip rule; ip route show table 2; ip route show table 3; ip route show table 5120
+		lines := strings.Split(node(`ip rule; ip route show table 2; ip route show table 3; ip route show table 5120; ip route show table 5121
 			nft list table ip vpc-cni 2>&1 || true; grep . /proc/sys/net/ipv4/conf/eth*/rp_filter`), "\n")
 		slices.Sort(lines)
 		return strings.Join(lines, "\n")
@@ -43,7 +43,7 @@ func TestHostStateComesBack(t *testing.T) {
 		"nft flush ruleset",
 		"nft flush chain ip vpc-cni prerouting",
 		"ip rule del pref 512",
-		"ip rule del pref 1536; ip rule del pref 1024",
+		"ip rule del pref 1537; ip rule del pref 1024",
 		"ip route flush table 2",
 		"ip route del default table 3",
 		"ip address flush dev eth1",

@@ -17,8 +17,8 @@ import (
 // leaves that ENI in Report.NotReady, and only there, as does a link that is not there or an ENI that Render left out;
 // everything else is done. An error is for what concerns all: then no ENI can be relied on.
 //
-// The routes of running pods must be in table names.TablePods before the first Apply: addresses without one are
-// unreachable afterwards.
+// The routes of running pods must be in table names.TablePods before the first Apply, unless the predecessor's rules
+// lead to them: addresses without one are unreachable afterwards.
 func (h *Host) Apply(ctx context.Context, cfg Config) (Report, error) {
 	desired, err := Render(cfg)
 	if err != nil {

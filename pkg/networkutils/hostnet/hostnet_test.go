@@ -99,14 +99,14 @@ func (n *node) state() string {
 	}
 	parts := strings.Split(n.Run("sh", "-c", `
 		ip -details rule; echo @; ip -details route show table main; echo @
-		for t in 2 3 4 10102 5120; do ip -details route show table $t 2>/dev/null; echo @; done
+		for t in 2 3 4 10102 5120 5121; do ip -details route show table $t 2>/dev/null; echo @; done
 		nft list table ip vpc-cni 2>/dev/null; true`), "@\n")
 	section("ip rule", sortRules(parts[0]))
 	section("ip route show table main", parts[1])
-	for i, t := range []string{"2", "3", "4", "10102", "5120"} {
+	for i, t := range []string{"2", "3", "4", "10102", "5120", "5121"} {
 		section("ip route show table "+t, parts[2+i])
 	}
-	section("nft list table ip vpc-cni", sortBlocks(parts[7]))
+	section("nft list table ip vpc-cni", sortBlocks(parts[8]))
 	return b.String()
 }
 

@@ -206,14 +206,17 @@ func unreachable(e ENI) []Route {
 	var list []Route
 	for _, p := range e.Pool {
 		list = append(list, Route{
-			Table: names.TablePods, Dst: p, Metric: unreachableMetric, Unreachable: true, ENI: e.ID,
+			Table: names.TableUnassigned, Dst: p, Metric: unreachableMetric, Unreachable: true, ENI: e.ID,
 		})
 	}
 	return list
 }
 
 func rules(cfg Config, m marks, secondary []eni) []Rule {
-	list := []Rule{{Priority: names.PriorityPods, Table: names.TablePods}}
+	list := []Rule{
+		{Priority: names.PriorityPods, Table: names.TablePods},
+		{Priority: names.PriorityUnassigned, Table: names.TableUnassigned},
+	}
 	if cfg.NodePort || !cfg.ExternalSNAT {
 		list = append(list, Rule{
 			Priority: names.PriorityPrimaryMark, Mark: m.primary, Mask: m.primary, Table: names.TableMain,

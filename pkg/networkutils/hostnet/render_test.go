@@ -148,14 +148,15 @@ func TestDesiredText(t *testing.T) {
 link eni-1 02:00:00:00:00:01 mtu 9001 rp_filter 2 up
 address 10.0.1.30/24 dev eni-1 noprefixroute
 rule 512: from all lookup 5120
+rule 513: from all lookup 5121
 rule 1024: from all fwmark 0x80/0x80 lookup main
-rule 1536: from all fwmark 0x1/0x7f lookup 2
+rule 1537: from all fwmark 0x1/0x7f lookup 2
 rule 32765: from 10.0.1.30/32 lookup 2
-route unreachable 10.0.1.11/32 table 5120 metric 4294967295
+route unreachable 10.0.1.11/32 table 5121 metric 4294967295
 route 10.0.1.1/32 dev eni-1 table 2
 route 0.0.0.0/0 via 10.0.1.1 dev eni-1 table 2
-route unreachable 10.0.1.31/32 table 5120 metric 4294967295
-route unreachable 10.0.1.128/28 table 5120 metric 4294967295
+route unreachable 10.0.1.31/32 table 5121 metric 4294967295
+route unreachable 10.0.1.128/28 table 5121 metric 4294967295
 nft eni_src 10.0.1.31 : jump eni_1
 nft eni_src 10.0.1.128-10.0.1.143 : jump eni_1
 nft exempt 10.0.0.0-10.0.255.255

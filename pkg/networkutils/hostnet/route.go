@@ -55,13 +55,13 @@ func (r Route) bind(link int) route {
 // those of branch ENIs.
 func isENITable(t int) bool { return t >= 2 && t < 100 || t >= 10100 && t < 100000 }
 
-// ours reports whether a route that is not wanted may be deleted: one of our protocol in an ENI's table, and an
-// unreachable one among the pods' routes. Pods' own routes are the business of those who wire pods.
+// ours reports whether a route that is not wanted may be deleted: one of our protocol in an ENI's table, or among the
+// unassigned addresses. Pods' own routes are the business of those who wire pods.
 func (r route) ours() bool {
 	if r.protocol != names.RouteProtocol {
 		return false
 	}
-	return isENITable(r.table) || r.table == names.TablePods && r.typ == unix.RTN_UNREACHABLE
+	return isENITable(r.table) || r.table == names.TableUnassigned
 }
 
 // diffRoutes returns the routes to write (replacing what has the same key) and to delete.

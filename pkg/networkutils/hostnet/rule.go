@@ -27,8 +27,8 @@ func (r rule) ours(tables map[int]bool) bool {
 	}
 	if r.protocol == names.RuleProtocol {
 		switch r.Priority {
-		case names.PriorityPods, names.PriorityPrimaryMark, names.PriorityExternalService, names.PriorityENI,
-			names.PriorityENIAddress:
+		case names.PriorityPods, names.PriorityUnassigned, names.PriorityPrimaryMark, names.PriorityExternalService,
+			names.PriorityENI, names.PriorityENIAddress:
 			return true
 		}
 		return false

@@ -33,7 +33,7 @@ func (n *node) foreign() string {
 		"ip route add default via 10.0.1.1 dev eth0 table 77 proto static",
 		"ip route add default via 10.0.1.1 dev eth0 table 150 proto 89",
 		"ip route add 169.254.169.254 dev eth0 scope link proto dhcp",
-		"ip route add unreachable 10.9.9.9 table 5120 proto static",
+		"ip route add unreachable 10.9.9.9 table 5121 proto static",
 		`nft -f - <<'END'
 table ip aws-cni {
 	chain snat-mark {
@@ -62,8 +62,8 @@ END`,
 }
 
 // ownLines are the lines of a listing that Apply may change; the rest is not ours.
-var ownRules = []string{"512:\tfrom all lookup 5120", "1024:\tfrom all fwmark 0x80/0x80", "1024:\tfrom all fwmark 0x10/0x10",
-	"1535:", "1536:\tfrom all fwmark", "32765:\tfrom 10.0.1.30", "32765:\tfrom 100.64."}
+var ownRules = []string{"512:\tfrom all lookup 5120", "513:\tfrom all lookup 5121", "1024:\tfrom all fwmark 0x80/0x80", "1024:\tfrom all fwmark 0x10/0x10",
+	"1535:", "1537:\tfrom all fwmark", "32765:\tfrom 10.0.1.30", "32765:\tfrom 100.64."}
 
 func (n *node) foreignState() string {
 	n.t.Helper()
@@ -197,11 +197,11 @@ func TestRepair(t *testing.T) {
 	cfg := scenarios()[1].cfg
 	for name, script := range map[string]string{
 		"rule deleted":            "ip rule delete priority 512",
-		"eni rule deleted":        "ip rule delete priority 1536 fwmark 1/0x7f lookup 2",
+		"eni rule deleted":        "ip rule delete priority 1537 fwmark 1/0x7f lookup 2",
 		"table flushed":           "ip route flush table 2",
-		"unreachable deleted":     "ip route flush table 5120",
+		"unreachable deleted":     "ip route flush table 5121",
 		"gateway changed":         "ip route replace default via 10.0.1.1 dev eth1 metric 0 mtu 1400 table 2",
-		"wrong route type":        "ip route replace blackhole 10.0.1.12 metric 4294967295 table 5120",
+		"wrong route type":        "ip route replace blackhole 10.0.1.12 metric 4294967295 table 5121",
 		"link down":               "ip link set eth1 down",
 		"address gone":            "ip address flush dev eth1",
 		"pods' address on a link": "ip address add 10.0.1.31/32 dev eth1",

@@ -162,9 +162,9 @@ func (h *Host) routeReason(m syscall.NetlinkMessage) string {
 		if len(m.Data) < unix.SizeofRtMsg {
 			return ""
 		}
-		msg, attrs := nl.DeserializeRtMsg(m.Data), m.Data[unix.SizeofRtMsg:]
+		attrs := m.Data[unix.SizeofRtMsg:]
 		switch table := int(attr32(attrs, unix.RTA_TABLE)); {
-		case isENITable(table) && s.tables[table], table == names.TablePods && msg.Type == unix.RTN_UNREACHABLE:
+		case isENITable(table) && s.tables[table], table == names.TableUnassigned:
 			return fmt.Sprintf("route in table %d", table)
 		case table == names.TableMain && s.links[int(attr32(attrs, unix.RTA_OIF))]:
 			return "route in table main"
@@ -174,8 +174,8 @@ func (h *Host) routeReason(m syscall.NetlinkMessage) string {
 			return ""
 		}
 		switch p := int(attr32(m.Data[unix.SizeofRtMsg:], nl.FRA_PRIORITY)); p {
-		case names.PriorityPods, names.PriorityPrimaryMark, names.PriorityExternalService, names.PriorityENI,
-			names.PriorityENIAddress:
+		case names.PriorityPods, names.PriorityUnassigned, names.PriorityPrimaryMark, names.PriorityExternalService,
+			names.PriorityENI, names.PriorityENIAddress:
 			return fmt.Sprintf("rule at priority %d", p)
 		}
 	}

@@ -121,7 +121,7 @@ func TestWatch(t *testing.T) {
 	for _, c := range []struct{ script, want string }{
 		{"ip rule delete priority 512", "rule at priority 512"},
 		{"ip route flush table 2", "route in table 2"},
-		{"ip route flush table 5120", "route in table 5120"},
+		{"ip route flush table 5121", "route in table 5121"},
 		{"ip address flush dev eth2", "address"},
 		{"ip link set eth0 mtu 1400", "link eth0"},
 		{"echo 1 > /proc/sys/net/ipv4/conf/eth1/rp_filter", "link setting"},

@@ -26,9 +26,12 @@ const NetworkName = "aws-cni"
 // Route tables. Table numbers of ENIs come from RouteTable.
 const (
 	TableMain = 254
-	// TablePods holds one /32 (or /128) route per pod of this node, and an unreachable route for every own
-	// address that no pod holds.
+	// TablePods holds one /32 (or /128) route per pod of this node.
 	TablePods = 5120
+	// TableUnassigned holds an unreachable route for every address of the ENIs that is meant for pods. It is asked
+	// after TablePods, and after the rules that the predecessor writes for each of its pods at the same priority: so it
+	// does no harm to pods of a predecessor that comes back.
+	TableUnassigned = 5121
 )
 
 // Priorities of ip rules. Those that peers in the field use keep their numbers.
@@ -36,10 +39,13 @@ const (
 	PriorityLocalMoved      = 20    // "lookup local", moved behind branch pods' rules in strict mode
 	PriorityVLAN            = 10    // branch ENI pods, by incoming interface
 	PriorityPods            = 512   // all pods of the node: lookup TablePods
+	PriorityUnassigned      = 513   // what is no pod's: lookup TableUnassigned
 	PriorityPrimaryMark     = 1024  // packets marked to leave by the primary ENI: lookup main
 	PriorityExternalService = 1535  // external service CIDRs: lookup main
-	PriorityENI             = 1536  // packets of a secondary ENI's addresses: lookup that ENI's table
-	PriorityENIAddress      = 32765 // host sockets bound to a secondary ENI's own address
+	// PriorityENI is that of packets of a secondary ENI's addresses: lookup that ENI's table. The predecessor's rules
+	// for single pods, at 1536, go first: should it come back, an address may be on another ENI by then.
+	PriorityENI        = 1537
+	PriorityENIAddress = 32765 // host sockets bound to a secondary ENI's own address
 )
 
 // Marks. A packet's and a connection's mark share one layout; only these bits are ever read or written.
