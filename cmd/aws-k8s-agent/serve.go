@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"vpccni/pkg/ipamd/rpcserver"
 	"vpccni/pkg/networkutils/hostnet"
 	"vpccni/pkg/networkutils/names"
+	"vpccni/pkg/networkutils/predecessor"
 	"vpccni/pkg/version"
 )
 
@@ -60,6 +62,10 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		return err
 	}
 	defer host.Close()
+	// Without a route of ours its pods still have those that the predecessor made, until that is swept.
+	if _, err := predecessor.Adopt(ctx, predecessor.Options{Log: log}); err != nil {
+		log.Error("pods of a predecessor not adopted", "error", err)
+	}
 
 	store := checkpoint.New(checkpoint.Options{
 		Path:        cfg.CheckpointFile,
@@ -131,6 +137,12 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		return nil
 	})
 	group.Go(func() error { auditor.Run(ctx); return nil })
+	group.Go(func() error {
+		bootstrap.TakeOver(ctx, clock, daemon.View, func(ctx context.Context, ours func(netip.Addr) bool) (predecessor.Report, error) {
+			return predecessor.Sweep(ctx, predecessor.Options{Log: log}, ours)
+		}, log)
+		return nil
+	})
 	group.Go(func() error {
 		return host.Watch(ctx, func(reason string) {
 			log.Debug("host network may have changed", "reason", reason)

@@ -36,12 +36,12 @@ const (
 
 // Priorities of ip rules. Those that peers in the field use keep their numbers.
 const (
-	PriorityLocalMoved      = 20    // "lookup local", moved behind branch pods' rules in strict mode
-	PriorityVLAN            = 10    // branch ENI pods, by incoming interface
-	PriorityPods            = 512   // all pods of the node: lookup TablePods
-	PriorityUnassigned      = 513   // what is no pod's: lookup TableUnassigned
-	PriorityPrimaryMark     = 1024  // packets marked to leave by the primary ENI: lookup main
-	PriorityExternalService = 1535  // external service CIDRs: lookup main
+	PriorityLocalMoved      = 20   // "lookup local", moved behind branch pods' rules in strict mode
+	PriorityVLAN            = 10   // branch ENI pods, by incoming interface
+	PriorityPods            = 512  // all pods of the node: lookup TablePods
+	PriorityUnassigned      = 513  // what is no pod's: lookup TableUnassigned
+	PriorityPrimaryMark     = 1024 // packets marked to leave by the primary ENI: lookup main
+	PriorityExternalService = 1535 // external service CIDRs: lookup main
 	// PriorityENI is that of packets of a secondary ENI's addresses: lookup that ENI's table. The predecessor's rules
 	// for single pods, at 1536, go first: should it come back, an address may be on another ENI by then.
 	PriorityENI        = 1537
