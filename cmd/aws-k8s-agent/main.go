@@ -31,6 +31,9 @@ const stopTimeout = 2 * time.Second
 func main() { os.Exit(run(os.Args[1:], time.Now())) }
 
 func run(args []string, started time.Time) int {
+	if len(args) > 0 && args[0] == "handback" {
+		return handback(args[1:])
+	}
 	flags := flag.NewFlagSet("aws-k8s-agent", flag.ContinueOnError)
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {

@@ -31,6 +31,7 @@ const (
 	chainPodOut  = "pod_out"      // leaves a pod of a secondary ENI
 	chainPost    = "postrouting"  // base chain: source NAT
 	chainSpoof   = "antispoof"    // base chain: source check on pods
+	eniChain     = "eni_"         // and the ENI's number: came from a pod of this ENI
 )
 
 // filter renders the IPv4 table. Its rules mention no link and no address but the primary one: those are elements of
@@ -48,7 +49,7 @@ func filter(cfg Config, m marks, primary ENI, secondary []eni, exempt []netip.Pr
 		{Name: chainPodOut, Rules: podOutRules(cfg, m)},
 	}
 	for _, e := range secondary {
-		out := fmt.Sprintf("eni_%d", e.index)
+		out := fmt.Sprintf(eniChain+"%d", e.index)
 		for _, p := range e.Pool {
 			el := rangeElement(p)
 			el.Verdict.Chain = out

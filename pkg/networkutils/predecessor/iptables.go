@@ -20,13 +20,16 @@ import (
 	"vpccni/pkg/networkutils/xtables"
 )
 
-// markTable is the nftables table of v1.23.
-const markTable = "aws-cni"
+const (
+	// markTable is the nftables table of v1.23.
+	markTable = "aws-cni"
+	snatChain = "AWS-SNAT-CHAIN-"
+)
 
 // chainPrefixes begin the names of the predecessor's chains, comments the comments of its rules outside of them. The
 // rules that keep node-local pods of the egress plugin apart are another component's and stay.
 var (
-	chainPrefixes = []string{"AWS-SNAT-CHAIN-", "AWS-CONNMARK-CHAIN-"}
+	chainPrefixes = []string{snatChain, "AWS-CONNMARK-CHAIN-"}
 	comments      = []string{"AWS SNAT CHAIN", "AWS SNAT CHAN", "AWS, SNAT", "AWS, CONNMARK", "AWS, primary ENI",
 		"AWS, outbound connections"}
 )
@@ -55,23 +58,14 @@ func sweepLegacy(ctx context.Context, o Options) (n int, err error) {
 // sweepNFT deletes the table of v1.23, and takes the predecessor's rules and chains out of the tables of iptables' nft
 // backend.
 func sweepNFT(ctx context.Context, o Options) (n int, err error) {
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(o.NetNS), nftables.WithSockOptions(func(s *netlink.Conn) error {
-		if deadline, ok := ctx.Deadline(); ok {
-			return s.SetDeadline(deadline)
-		}
-		return nil
-	}))
+	c, err := openNFT(ctx, o)
 	if err != nil {
-		return 0, fmt.Errorf("predecessor: open nftables socket: %w", err)
+		return 0, err
 	}
 	defer func() { _ = c.CloseLasting() }()
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyIPv4)
+	tables, err := tablesOf(c)
 	if err != nil {
-		// A kernel without nftables has none of it.
-		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
-			return 0, nil
-		}
-		return 0, fmt.Errorf("predecessor: list nftables tables: %w", err)
+		return 0, err
 	}
 	for _, t := range tables {
 		switch t.Name {
@@ -95,18 +89,48 @@ func sweepNFT(ctx context.Context, o Options) (n int, err error) {
 	return n, nil
 }
 
-// sweepTable queues the deletion of the predecessor's rules and chains in a table of iptables.
-func sweepTable(c *nftables.Conn, t *nftables.Table) (n int, err error) {
+func openNFT(ctx context.Context, o Options) (*nftables.Conn, error) {
+	c, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(o.NetNS), nftables.WithSockOptions(func(s *netlink.Conn) error {
+		if deadline, ok := ctx.Deadline(); ok {
+			return s.SetDeadline(deadline)
+		}
+		return nil
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("predecessor: open nftables socket: %w", err)
+	}
+	return c, nil
+}
+
+// tablesOf lists the IPv4 tables; a kernel without nftables has none.
+func tablesOf(c *nftables.Conn) ([]*nftables.Table, error) {
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyIPv4)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("predecessor: list nftables tables: %w", err)
+	}
+	return tables, nil
+}
+
+func chainsOf(c *nftables.Conn, t *nftables.Table) ([]*nftables.Chain, error) {
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
 	if err != nil {
-		return 0, fmt.Errorf("predecessor: list nftables chains: %w", err)
+		return nil, fmt.Errorf("predecessor: list nftables chains: %w", err)
+	}
+	return slices.DeleteFunc(chains, func(ch *nftables.Chain) bool { return ch.Table.Name != t.Name }), nil
+}
+
+// sweepTable queues the deletion of the predecessor's rules and chains in a table of iptables.
+func sweepTable(c *nftables.Conn, t *nftables.Table) (n int, err error) {
+	chains, err := chainsOf(c, t)
+	if err != nil {
+		return 0, err
 	}
 	foreignJumps := map[string]bool{}
 	var own []*nftables.Chain
 	for _, ch := range chains {
-		if ch.Table.Name != t.Name {
-			continue
-		}
 		if isChain(ch.Name) {
 			own = append(own, ch)
 			continue

@@ -115,7 +115,7 @@ func (h *host) sweep() Report {
 // state is what the tools print, without counts, and without the built-in chains that iptables makes when it is asked.
 func (h *host) state() string {
 	h.t.Helper()
-	text := h.sh(`ip rule; for t in main 2 5120 5121; do ip route show table $t; done; nft list table ip vpc-cni; nft list table ip aws-cni 2>&1 || true
+	text := h.sh(`ip rule; for t in main 2 5120 5121; do ip route show table $t 2>/dev/null || true; done; nft list table ip vpc-cni 2>/dev/null || true; nft list table ip aws-cni 2>/dev/null || true
 		iptables-nft-save; iptables-legacy-save`)
 	text = regexp.MustCompile(`(?m)^(#|:[A-Z]+ ACCEPT).*\n`).ReplaceAllString(text, "")
 	text = regexp.MustCompile(`(?m)^(\*\w+\n)?COMMIT\n`).ReplaceAllString(text, "")
@@ -239,4 +239,50 @@ func TestEndsWithItsContext(t *testing.T) {
 	if r, err := Sweep(ctx, h.opts, ours); err == nil || r.Rules > 0 {
 		t.Errorf("%+v, %v", r, fmt.Sprint(err))
 	}
+}
+
+// What is handed back is what the predecessor would have written, and it goes on from there.
+func TestHandBack(t *testing.T) {
+	for _, v := range upstream.Versions {
+		t.Run(string(v), func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t)
+			h.sh(`ip route add 10.0.1.11 dev eniaaaaaaaaaaa scope link; ip route add 10.0.1.31 dev enibbbbbbbbbbb scope link
+				ip route add 10.0.1.11 dev eniaaaaaaaaaaa scope link proto 89 table 5120; ip route add 10.0.1.31 dev enibbbbbbbbbbb scope link proto 89 table 5120`)
+			h.apply()
+			if there, err := Present(t.Context(), h.opts); there || err != nil {
+				t.Fatal(there, err)
+			}
+			if done := h.handBack(true); done.Pods != 2 || !done.Marks {
+				t.Errorf("%+v", done)
+			}
+			h.sh(v.HostScript(h.node()) + v.ENIScript(h.node().ENIs...))
+			if there, err := Present(t.Context(), h.opts); !there || err != nil {
+				t.Fatal(there, err)
+			}
+			if done := h.handBack(false); done.Marks {
+				t.Errorf("%+v", done)
+			}
+			fresh := newHost(t)
+			fresh.sh(v.Script(fresh.node()))
+			got, want := strings.ReplaceAll(h.state(), " proto 89", ""), fresh.state()
+			if got != want {
+				t.Errorf("differs (- handed back, + the predecessor's own):\n%s", difference(got, want))
+			}
+		})
+	}
+}
+
+func (h *host) handBack(marks bool) hostnet.HandedBack {
+	h.t.Helper()
+	host, err := hostnet.New(hostnet.Options{NetNS: h.FD(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer host.Close()
+	done, err := host.HandBack(h.t.Context(), marks)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return done
 }

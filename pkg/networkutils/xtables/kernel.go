@@ -1,6 +1,7 @@
 package xtables
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,34 +50,59 @@ type Options struct {
 // how many entries went (a chain is one for its name, one for its end and one for each of its rules). Tables that are not in use are not touched: asking for one would load it. The caller
 // needs CAP_NET_ADMIN; ctx bounds the wait for the lock.
 func Remove(ctx context.Context, o Options) (removed int, err error) {
-	if o.Lock == "" {
-		o.Lock = LockFile
-	}
+	err = locked(ctx, o.Lock, func(fd int, name string) error {
+		n, err := edit(fd, name, o)
+		removed += n
+		return err
+	})
+	return removed, err
+}
+
+// Chains lists the user-defined chains of one table, none if the table is not in use.
+func Chains(ctx context.Context, name, lock string) (chains []string, err error) {
+	err = locked(ctx, lock, func(fd int, n string) error {
+		if n != name {
+			return nil
+		}
+		t, err := read(fd, name)
+		if err != nil {
+			return err
+		}
+		for _, r := range t.rules[:len(t.rules)-1] {
+			if r.head {
+				chains = append(chains, r.Chain)
+			}
+		}
+		return nil
+	})
+	return chains, err
+}
+
+// locked calls f for each table in use, while it holds the lock.
+func locked(ctx context.Context, path string, f func(fd int, table string) error) error {
 	names, err := tables()
 	if err != nil || len(names) == 0 {
-		return 0, err
+		return err
 	}
 	if nativeWordSize != unsafe.Sizeof(uintptr(0)) {
-		return 0, errors.New("xtables: tables are only understood on 64-bit machines")
+		return errors.New("xtables: tables are only understood on 64-bit machines")
 	}
-	unlock, err := lock(ctx, o.Lock)
+	unlock, err := lock(ctx, cmp.Or(path, LockFile))
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer unlock()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
-		return 0, fmt.Errorf("xtables: open socket: %w", err)
+		return fmt.Errorf("xtables: open socket: %w", err)
 	}
 	defer func() { _ = unix.Close(fd) }()
 	for _, name := range names {
-		n, err := edit(fd, name, o)
-		if err != nil {
-			return removed, fmt.Errorf("xtables: table %s: %w", name, err)
+		if err := f(fd, name); err != nil {
+			return fmt.Errorf("xtables: table %s: %w", name, err)
 		}
-		removed += n
 	}
-	return removed, nil
+	return nil
 }
 
 // tables lists the tables in use. None is no error: the backend may not be there at all.
@@ -137,7 +163,17 @@ func edit(fd int, name string, o Options) (removed int, err error) {
 	return 0, err
 }
 
-func read(fd int, name string) (*table, error) {
+// read reads a table, again if it changes meanwhile.
+func read(fd int, name string) (t *table, err error) {
+	for range maxTries {
+		if t, err = readOnce(fd, name); !errors.Is(err, unix.EAGAIN) {
+			break
+		}
+	}
+	return t, err
+}
+
+func readOnce(fd int, name string) (*table, error) {
 	var info [infoSize]byte
 	copy(info[:tableNameSize-1], name)
 	if err := getsockopt(fd, soGetInfo, info[:]); err != nil {

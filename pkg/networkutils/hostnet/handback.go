@@ -1,0 +1,150 @@
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"vpccni/pkg/networkutils/hostnet/nfttable"
+	"vpccni/pkg/networkutils/names"
+)
+
+// The rules that the predecessor has for each pod.
+const (
+	priorityToPod   = 512
+	priorityFromPod = 1536
+)
+
+// HandedBack says what a HandBack did.
+type HandedBack struct {
+	Pods int // that have rules of their own now
+	// Marks tells that the nftables table is there still: it does the source NAT until the other CNI does.
+	Marks bool
+}
+
+// HandBack turns the host's state into what amazon-vpc-cni-k8s expects to find when it starts: each pod gets rules of
+// its own, and ours go, but for those that have the same form in both. The routes of ENIs stay. The nftables table, without
+// which pods reach nobody outside of the VPC, goes only if marks is false: when the other CNI has laid its own down.
+// Nothing may call Apply on the host any more. HandBack can be repeated.
+func (h *Host) HandBack(ctx context.Context, marks bool) (HandedBack, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var done HandedBack
+	conn, err := nfttable.Open(ctx, h.netns)
+	if err != nil {
+		return done, err
+	}
+	defer func() { _ = conn.Close() }()
+	table, err := conn.Read(nfttable.IPv4, names.NFTable)
+	if err != nil {
+		return done, err
+	}
+	routes, err := listRoutes(h.handle)
+	if err != nil {
+		return done, err
+	}
+	rules, err := listRules(h.handle)
+	if err != nil {
+		return done, err
+	}
+	tableOf, err := sources(table)
+	if err != nil {
+		return done, err
+	}
+	var errs []error
+	for _, r := range routes {
+		if r.table != names.TablePods || r.typ != unix.RTN_UNICAST || !r.dst.IsSingleIP() {
+			continue
+		}
+		if err := h.podRules(r, tableOf(r.dst.Addr())); err != nil {
+			errs = append(errs, fmt.Errorf("pod %s: %w", r.dst.Addr(), err))
+			continue
+		}
+		done.Pods++
+	}
+	if len(errs) > 0 {
+		return done, errors.Join(errs...) // what pods need stays
+	}
+	for _, r := range rules {
+		if r.protocol != names.RuleProtocol || !r.ours(nil) {
+			continue
+		}
+		// The kernel tells rules apart by their protocol too: the other CNI would add a second one.
+		if r.Priority == names.PriorityPrimaryMark || r.Priority == names.PriorityExternalService || r.Priority == names.PriorityENIAddress {
+			if err := h.handle.RuleAdd(r.toNetlink(unix.RTPROT_UNSPEC)); err != nil && !errors.Is(err, unix.EEXIST) {
+				errs = append(errs, fmt.Errorf("rule %s: %w", r, err))
+				continue
+			}
+		}
+		errs = append(errs, deleteRule(h.handle, r))
+	}
+	for _, r := range routes {
+		if r.table == names.TableUnassigned && r.ours() || r.table == names.TablePods {
+			errs = append(errs, deleteRoute(h.handle, r))
+		}
+	}
+	done.Marks = marks && table != nil
+	if !marks {
+		errs = append(errs, conn.Delete(nfttable.IPv4, names.NFTable))
+	}
+	return done, errors.Join(errs...)
+}
+
+// podRules gives a pod what the predecessor's ADD would have: its route in main, and rules.
+func (h *Host) podRules(r route, table int) error {
+	pod := r.dst
+	err := h.handle.RouteReplace(&netlink.Route{Table: names.TableMain, Dst: ipNet(pod), LinkIndex: r.link, Scope: netlink.SCOPE_LINK,
+		Protocol: unix.RTPROT_BOOT})
+	if err != nil {
+		return fmt.Errorf("route in main: %w", err)
+	}
+	list := []Rule{{Priority: priorityToPod, Dst: pod, Table: names.TableMain}}
+	if table != names.TableMain {
+		list = append(list, Rule{Priority: priorityFromPod, Src: pod, Table: table})
+	}
+	for _, rule := range list {
+		if err := h.handle.RuleAdd(rule.toNetlink(unix.RTPROT_UNSPEC)); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("rule %s: %w", rule, err)
+		}
+	}
+	return nil
+}
+
+// sources returns the function that says by which ENI's table a pod's packets leave, as the nftables table has it.
+func sources(t *nfttable.Table) (func(netip.Addr) int, error) {
+	type span struct {
+		first, end netip.Addr // end is the first one behind
+		table      int
+	}
+	var spans []span
+	if t != nil {
+		for _, s := range t.Sets {
+			if s.Name != mapSource {
+				continue
+			}
+			for _, e := range s.Elements {
+				index, err := strconv.Atoi(strings.TrimPrefix(e.Verdict.Chain, eniChain))
+				first, ok := netip.AddrFromSlice([]byte(e.Key))
+				if err != nil || !ok {
+					return nil, fmt.Errorf("element of %s leads to chain %q", s.Name, e.Verdict.Chain)
+				}
+				end, _ := netip.AddrFromSlice([]byte(e.End))
+				spans = append(spans, span{first, end, names.RouteTable(index/devicesPerCard, index%devicesPerCard)})
+			}
+		}
+	}
+	return func(a netip.Addr) int {
+		for _, s := range spans {
+			if a == s.first || s.first.Less(a) && (!s.end.IsValid() || a.Less(s.end)) {
+				return s.table
+			}
+		}
+		return names.TableMain
+	}, nil
+}
