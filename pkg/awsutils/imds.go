@@ -104,7 +104,7 @@ func (i *IMDS) Identity(ctx context.Context) (Identity, error) {
 	if err := group.Wait(); err != nil {
 		return Identity{}, err
 	}
-	if id.PrimaryIP, err = netip.ParseAddr(ip); err != nil {
+	if id.PrimaryIP, err = parseIPv4(ip); err != nil {
 		return Identity{}, fmt.Errorf("imds local-ipv4: %w", err)
 	}
 	return id, nil
@@ -120,7 +120,7 @@ func (i *IMDS) VPCCIDRs(ctx context.Context) ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	cidrs, err := parseAll(text, netip.ParsePrefix)
+	cidrs, err := parseAll(text, parseIPv4Range)
 	if err != nil {
 		return nil, fmt.Errorf("imds vpc-ipv4-cidr-blocks: %w", err)
 	}
@@ -154,21 +154,50 @@ func (i *IMDS) ENIs(ctx context.Context) ([]ENI, error) {
 		return nil, err
 	}
 	macs := strings.Fields(list)
+	for n, mac := range macs {
+		macs[n] = strings.TrimSuffix(mac, "/")
+	}
 	enis := make([]ENI, len(macs))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(imdsParallel)
 	for n, mac := range macs {
-		mac = strings.TrimSuffix(mac, "/")
 		group.Go(func() (err error) {
-			enis[n], err = i.eni(ctx, mac, mac == primary)
+			enis[n], err = i.eni(ctx, mac, strings.EqualFold(mac, primary))
 			return err
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
+	if err := distinct(enis); err != nil {
+		return nil, fmt.Errorf("imds network/interfaces: %w", err)
+	}
 	sortENIs(enis)
 	return enis, nil
+}
+
+// distinct fails if two ENIs are said to be, or to have, the same: there is no telling which of the answers is right.
+func distinct(enis []ENI) error {
+	seen := map[string]bool{}
+	for _, e := range enis {
+		things := []string{e.ID, e.MAC.String()}
+		if e.Primary.IsValid() {
+			things = append(things, e.Primary.String())
+		}
+		for _, ip := range e.Secondary {
+			things = append(things, ip.String())
+		}
+		for _, p := range e.Prefixes {
+			things = append(things, p.String())
+		}
+		for _, t := range things {
+			if seen[t] {
+				return fmt.Errorf("%s is there twice", t)
+			}
+			seen[t] = true
+		}
+	}
+	return nil
 }
 
 // eni reads one ENI, a path at a time.
@@ -187,11 +216,11 @@ func (i *IMDS) eni(ctx context.Context, mac string, primary bool) (ENI, error) {
 		Status: "in-use",
 	}
 	// An efa-only ENI, and one of an IPv6-only subnet, has none of the following.
-	addrs := all(&r, "local-ipv4s", netip.ParseAddr)
-	if cidrs := all(&r, "subnet-ipv4-cidr-block", netip.ParsePrefix); len(cidrs) > 0 {
+	addrs := all(&r, "local-ipv4s", parseIPv4)
+	if cidrs := all(&r, "subnet-ipv4-cidr-block", parseIPv4Range); len(cidrs) > 0 {
 		eni.SubnetCIDR = cidrs[0]
 	}
-	eni.Prefixes = all(&r, "ipv4-prefix", netip.ParsePrefix)
+	eni.Prefixes = all(&r, "ipv4-prefix", parseIPv4Range)
 	// Last, because it is always there: its absence tells an ENI that went away meanwhile from one without addresses.
 	eni.ID = r.required("interface-id")
 	if r.err != nil {
@@ -221,15 +250,28 @@ func (i *IMDS) mac(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	mac = strings.ToLower(mac)
+	hw, err := net.ParseMAC(mac)
+	if err != nil {
+		return "", fmt.Errorf("imds mac: %w", err)
+	}
+	mac = hw.String()
 	i.mu.Lock()
 	i.primaryMAC = mac
 	i.mu.Unlock()
 	return mac, nil
 }
 
-// required reads a path that is always there.
+// required reads a path that is always there, and never empty.
 func (i *IMDS) required(ctx context.Context, path string) (string, error) {
+	text, err := i.get(ctx, path)
+	if err == nil && text == "" {
+		err = fmt.Errorf("imds %s: the answer is empty", path)
+	}
+	return text, err
+}
+
+// get reads a path.
+func (i *IMDS) get(ctx context.Context, path string) (string, error) {
 	out, err := i.client.GetMetadata(ctx, &imds.GetMetadataInput{Path: path})
 	if err != nil {
 		return "", fmt.Errorf("imds %s: %w", path, err)
@@ -244,7 +286,7 @@ func (i *IMDS) required(ctx context.Context, path string) (string, error) {
 
 // optional reads a path that may be missing; missing is empty.
 func (i *IMDS) optional(ctx context.Context, path string) (string, error) {
-	text, err := i.required(ctx, path)
+	text, err := i.get(ctx, path)
 	if err != nil && Classify(err) == NotFound {
 		return "", nil
 	}
@@ -275,11 +317,11 @@ func (r *reader) number(text string) int {
 	if r.err != nil {
 		return 0
 	}
-	n, err := strconv.Atoi(text)
+	n, err := strconv.ParseUint(text, 10, 16)
 	if err != nil {
 		r.err = fmt.Errorf("imds %s: %w", r.mac, err)
 	}
-	return n
+	return int(n)
 }
 
 // all reads an optional list.
@@ -301,6 +343,22 @@ func parseAll[T any](text string, parse func(string) (T, error)) ([]T, error) {
 		values = append(values, v)
 	}
 	return values, nil
+}
+
+func parseIPv4(text string) (netip.Addr, error) {
+	ip, err := netip.ParseAddr(text)
+	if err == nil && !ip.Is4() {
+		err = fmt.Errorf("%q is no IPv4 address", text)
+	}
+	return ip, err
+}
+
+func parseIPv4Range(text string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(text)
+	if err == nil && (!p.Addr().Is4() || p != p.Masked()) {
+		err = fmt.Errorf("%q is no IPv4 range", text)
+	}
+	return p, err
 }
 
 func ofMAC(mac, field string) string { return "network/interfaces/macs/" + mac + "/" + field }

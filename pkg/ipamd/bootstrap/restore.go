@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/jonboulle/clockwork"
 
@@ -24,10 +25,22 @@ func Restore(ctx context.Context, store *checkpoint.Store, clock clockwork.Clock
 		return state, nil
 	}
 	// Without this an address of a living pod could be given to another one.
-	state.Allocations, err = audit.Rebuild(ctx, clock.Now())
+	alive, err := audit.Rebuild(ctx, clock.Now())
 	if err != nil {
 		return checkpoint.State{}, fmt.Errorf("who lives on this node cannot be told: %w", err)
 	}
-	log.Warn("allocations rebuilt from the kernel", "allocations", len(state.Allocations))
+	read := len(state.Allocations)
+	state.Allocations = merge(state.Allocations, alive)
+	log.Warn("allocations rebuilt from the kernel", "allocations", len(state.Allocations)-read, "read", read)
 	return state, nil
+}
+
+// merge adds what the kernel knows to what could be read of the file, which says more of each: its sandbox.
+func merge(read, alive []checkpoint.Allocation) []checkpoint.Allocation {
+	for _, a := range alive {
+		if !slices.ContainsFunc(read, func(r checkpoint.Allocation) bool { return r.Address == a.Address }) {
+			read = append(read, a)
+		}
+	}
+	return read
 }

@@ -26,6 +26,7 @@ func TestRestore(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name, file string
+		journal    string
 		containers string
 		log        string
 	}{
@@ -33,7 +34,9 @@ func TestRestore(t *testing.T) {
 		{name: "restart", file: good, containers: "c1"},
 		{name: "torn file", file: good[:100], containers: "link:eni1", log: "rebuilt from the kernel"},
 		{name: "file of a version to come", file: `{"version":"vpc-cni-ipam/2"}`, containers: "link:eni1", log: "rebuilt from the kernel"},
-		{name: "file with a bad entry", file: strings.Replace(good, "}]}", `},{"ipv4":"x"}]}`, 1), containers: "c1", log: "left out"},
+		{name: "file with a bad entry", file: strings.Replace(good, "}]}", `},{"ipv4":"x"}]}`, 1), containers: "c1 link:eni1", log: "left out"},
+		{name: "file torn behind an entry of that address", file: strings.Replace(good[:len(good)-2], "10.0.1.7", "10.0.1.9", 1), containers: "c1", log: "allocations=0 read=1"},
+		{name: "no file beside a journal", journal: `{"version":"vpc-cni-journal/1"}`, containers: "link:eni1", log: "rebuilt from the kernel"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -43,6 +46,11 @@ func TestRestore(t *testing.T) {
 			path := filepath.Join(dir, "ipam.json")
 			if tt.file != "" {
 				if err := os.WriteFile(path, []byte(tt.file), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tt.journal != "" {
+				if err := os.WriteFile(filepath.Join(dir, "j.json"), []byte(tt.journal), 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}

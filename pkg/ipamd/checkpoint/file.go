@@ -19,8 +19,8 @@ const maxFile = 16 << 20
 // fileJSON is ipam.json for the reader. The writer is encoder: it runs once per group of ADDs with thousands of
 // entries, where reflection would cost more than the write itself.
 type fileJSON struct {
-	Version     string      `json:"version"`
-	Allocations []entryJSON `json:"allocations"`
+	Version     string            `json:"version"`
+	Allocations []json.RawMessage `json:"allocations"` // of entryJSON; null in files of old versions without pods
 }
 
 type entryJSON struct {
@@ -79,23 +79,79 @@ func appendAllocation(b []byte, a *Allocation) []byte {
 	return append(b, "}}"...)
 }
 
-// decodeFile reads what any version of the field's CNI since 1.12 wrote. The error means that nothing of it can be
-// trusted; problems are single entries that were left out, and why.
+// decodeFile reads what any version of the field's CNI since 1.12 wrote. The error means that the file is damaged or of
+// a version to come; what is returned beside it could be read all the same. Problems are single entries that were left
+// out, and why.
 func decodeFile(raw []byte) (allocations []Allocation, problems []string, err error) {
 	var f fileJSON
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	if err := dec.Decode(&f); err != nil {
-		return nil, nil, fmt.Errorf("decode: %w", err)
+		f = salvage(raw)
+		if f.Version != fileVersion {
+			return nil, nil, fmt.Errorf("decode: %w", err)
+		}
+		allocations, problems = decodeEntries(f.Allocations)
+		return allocations, problems, fmt.Errorf("decode: %w", err)
 	}
 	if f.Version != fileVersion {
 		return nil, nil, fmt.Errorf("version %q, want %q", f.Version, fileVersion)
 	}
-	// What follows the object cannot take anything away from it.
+	allocations, problems = decodeEntries(f.Allocations)
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		problems = append(problems, "data behind the end of the state was ignored")
 	}
-	for i, e := range f.Allocations {
-		a, err := e.allocation()
+	return allocations, problems, nil
+}
+
+// salvage reads as much of a file as makes sense: the entries before the point where it was damaged.
+func salvage(raw []byte) (f fileJSON) {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+		return f
+	}
+	for dec.More() {
+		name, err := dec.Token()
+		if err != nil {
+			return f
+		}
+		switch name {
+		case "version":
+			err = dec.Decode(&f.Version)
+		case "allocations":
+			f.Allocations, err = salvageList(dec)
+		default:
+			err = dec.Decode(new(json.RawMessage))
+		}
+		if err != nil {
+			return f
+		}
+	}
+	return f
+}
+
+func salvageList(dec *json.Decoder) (out []json.RawMessage, err error) {
+	if t, err := dec.Token(); err != nil || t != json.Delim('[') {
+		return nil, errors.Join(err, errors.New("no list"))
+	}
+	for dec.More() {
+		var entry json.RawMessage
+		if err := dec.Decode(&entry); err != nil {
+			return out, err
+		}
+		out = append(out, entry)
+	}
+	_, err = dec.Token()
+	return out, err
+}
+
+func decodeEntries(entries []json.RawMessage) (allocations []Allocation, problems []string) {
+	for i, raw := range entries {
+		var e entryJSON
+		err := json.Unmarshal(raw, &e)
+		var a Allocation
+		if err == nil {
+			a, err = e.allocation()
+		}
 		if err != nil {
 			problems = append(problems, fmt.Sprintf("entry %d (container %q) left out: %v", i, e.ContainerID, err))
 			continue
@@ -103,7 +159,7 @@ func decodeFile(raw []byte) (allocations []Allocation, problems []string, err er
 		allocations = append(allocations, a)
 	}
 	allocations, duplicates := dropDuplicates(allocations)
-	return allocations, append(problems, duplicates...), nil
+	return allocations, append(problems, duplicates...)
 }
 
 func (e entryJSON) allocation() (Allocation, error) {

@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -14,12 +15,13 @@ const journalVersion = "vpc-cni-journal/1"
 // maxJournal bounds what is read: 15 ENIs of 50 addresses, all cooling, take about 100 KiB.
 const maxJournal = 8 << 20
 
+// journalJSON is the journal for the reader; the writer is appendJournal.
 type journalJSON struct {
-	Version    string        `json:"version"`
-	InstanceID string        `json:"instanceID"`
-	ENIs       []heldJSON    `json:"enis"`
-	Cooling    []coolingJSON `json:"cooling"`
-	Intents    []intentJSON  `json:"intents"`
+	Version    string            `json:"version"`
+	InstanceID string            `json:"instanceID"`
+	ENIs       []json.RawMessage `json:"enis"`    // of heldJSON
+	Cooling    []json.RawMessage `json:"cooling"` // of coolingJSON
+	Intents    []json.RawMessage `json:"intents"` // of intentJSON
 }
 
 type heldJSON struct {
@@ -124,31 +126,51 @@ func appendComma(b []byte, i int) []byte {
 	return b
 }
 
-func decodeJournal(raw []byte) (Journal, error) {
+// decodeJournal reads a journal. The error means that nothing of it can be trusted; problems are single members that
+// were left out, and why.
+func decodeJournal(raw []byte) (j Journal, problems []string, err error) {
 	var f journalJSON
 	if err := json.Unmarshal(raw, &f); err != nil {
-		return Journal{}, fmt.Errorf("decode: %w", err)
+		return Journal{}, nil, fmt.Errorf("decode: %w", err)
 	}
 	if f.Version != journalVersion {
-		return Journal{}, fmt.Errorf("version %q, want %q", f.Version, journalVersion)
+		return Journal{}, nil, fmt.Errorf("version %q, want %q", f.Version, journalVersion)
 	}
-	j := Journal{InstanceID: f.InstanceID}
-	for _, e := range f.ENIs {
-		for _, p := range slices.Concat(e.Pool, e.Doubted) {
-			if !p.IsValid() {
-				return Journal{}, fmt.Errorf("eni %q has an empty range", e.ID)
-			}
+	j.InstanceID = f.InstanceID
+	leftOut := func(what string, i int, err error) {
+		problems = append(problems, fmt.Sprintf("%s %d of the journal left out: %v", what, i, err))
+	}
+	for i, raw := range f.ENIs {
+		var e heldJSON
+		err := json.Unmarshal(raw, &e)
+		if err == nil && slices.ContainsFunc(slices.Concat(e.Pool, e.Doubted), func(p netip.Prefix) bool { return !p.IsValid() }) {
+			err = errors.New("an empty range")
+		}
+		if err != nil {
+			leftOut("ENI", i, err)
+			continue
 		}
 		j.ENIs = append(j.ENIs, HeldENI(e))
 	}
-	for _, c := range f.Cooling {
-		if !c.Address.IsValid() {
-			return Journal{}, fmt.Errorf("a cooling address is empty")
+	for i, raw := range f.Cooling {
+		var c coolingJSON
+		err := json.Unmarshal(raw, &c)
+		if err == nil && !c.Address.IsValid() {
+			err = errors.New("no address")
+		}
+		if err != nil {
+			leftOut("cooling address", i, err)
+			continue
 		}
 		j.Cooling = append(j.Cooling, Cooling{Address: c.Address, Until: nanos(c.Until)})
 	}
-	for _, n := range f.Intents {
+	for i, raw := range f.Intents {
+		var n intentJSON
+		if err := json.Unmarshal(raw, &n); err != nil {
+			leftOut("intent", i, err)
+			n = intentJSON{Kind: IntentUnreadable}
+		}
 		j.Intents = append(j.Intents, Intent{Kind: n.Kind, ENI: n.ENI, Token: n.Token, Since: nanos(n.Since)})
 	}
-	return j, nil
+	return j, problems, nil
 }

@@ -14,12 +14,13 @@ import (
 // Notice is the error of a Load that could not take everything over. It comes together with a State that can be
 // worked with; nobody needs to give up because of it.
 type Notice struct {
-	// AllocationsLost: the allocations could not be read at all. Addresses may be held by pods that the State does
-	// not name, so the kernel has to be asked who lives before an address is handed out.
+	// AllocationsLost: not all allocations could be read. Addresses may be held by pods that the State does not name,
+	// so the kernel has to be asked who lives before an address is handed out.
 	AllocationsLost bool
-	// JournalLost: the journal could not be read; what the node holds has to be asked from EC2.
+	// JournalLost: not all of the journal could be read; what the node holds has to be asked from EC2.
 	JournalLost bool
-	// SetAside has the new names of files that were moved or copied out of the way, for people to look at.
+	// SetAside has the names under which files that are not right are kept, for people to look at. They are in their
+	// own place, too, until the next commit replaces them: a crash before that finds them again.
 	SetAside []string
 	// Problems say what was wrong, one sentence each.
 	Problems []string
@@ -59,6 +60,10 @@ func (s *Store) Load() (State, error) {
 func (s *Store) loadAllocations(notice *Notice) []Allocation {
 	raw, err := readBounded(s.path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(s.journalPath); err == nil {
+			notice.AllocationsLost = true
+			notice.Problems = append(notice.Problems, s.path+" does not exist, although there is a journal")
+		}
 		return nil
 	}
 	var (
@@ -69,18 +74,12 @@ func (s *Store) loadAllocations(notice *Notice) []Allocation {
 		allocations, problems, err = decodeFile(raw)
 	}
 	if err != nil {
-		notice.AllocationsLost = true
-		notice.setAside(s.path, err)
-		return nil
+		problems = append([]string{fmt.Sprintf("%s: %v", s.path, err)}, problems...)
 	}
 	if len(problems) > 0 {
+		notice.AllocationsLost = true
 		notice.Problems = append(notice.Problems, problems...)
-		// The next commit replaces the file; its evidence would be gone.
-		if kept, err := keepCopy(s.path, raw); err != nil {
-			notice.Problems = append(notice.Problems, err.Error())
-		} else {
-			notice.SetAside = append(notice.SetAside, kept)
-		}
+		s.keepEvidence(s.path, notice)
 	}
 	return allocations
 }
@@ -90,51 +89,68 @@ func (s *Store) loadJournal(notice *Notice) Journal {
 	if errors.Is(err, fs.ErrNotExist) {
 		return Journal{}
 	}
-	var journal Journal
+	var (
+		journal  Journal
+		problems []string
+	)
 	if err == nil {
-		journal, err = decodeJournal(raw)
+		journal, problems, err = decodeJournal(raw)
 	}
 	if err != nil {
+		problems = append(problems, fmt.Sprintf("%s: %v", s.journalPath, err))
+	}
+	if len(problems) > 0 {
 		notice.JournalLost = true
-		notice.setAside(s.journalPath, err)
-		return Journal{}
+		notice.Problems = append(notice.Problems, problems...)
+		s.keepEvidence(s.journalPath, notice)
 	}
 	return journal
 }
 
-func (n *Notice) setAside(path string, cause error) {
-	n.Problems = append(n.Problems, fmt.Sprintf("%s: %v", path, cause))
-	to, err := freeName(path)
-	if err == nil {
-		err = os.Rename(path, to)
-	}
+// keepEvidence sets a file aside that is not right, now or before it is replaced.
+func (s *Store) keepEvidence(path string, notice *Notice) {
+	s.damaged[path] = true
+	kept, err := s.setAside(path)
 	if err != nil {
-		n.Problems = append(n.Problems, fmt.Sprintf("set aside %s: %v", path, err))
+		notice.Problems = append(notice.Problems, fmt.Sprintf("set aside %s: %v", path, err))
 		return
 	}
-	n.SetAside = append(n.SetAside, to)
+	notice.SetAside = append(notice.SetAside, kept)
 }
 
-func keepCopy(path string, raw []byte) (string, error) {
-	to, err := freeName(path)
+// setAside gives a file a second name, the first of path.damaged-1 … path.damaged-9 that is not in use, or the last of
+// them, so that a fault that comes back cannot fill the file system. It takes no room for data.
+func (s *Store) setAside(path string) (string, error) {
+	self, err := os.Lstat(path)
 	if err != nil {
 		return "", err
 	}
-	return to, os.WriteFile(to, raw, 0o600)
-}
-
-// freeName is the first of path.damaged-1 … path.damaged-9 that does not exist, or the last of them, so that a fault
-// that comes back cannot fill the file system.
-func freeName(path string) (string, error) {
 	var name string
 	for i := 1; i <= 9; i++ {
 		name = fmt.Sprintf("%s.damaged-%d", path, i)
-		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
-			return name, nil
-		} else if err != nil {
+		info, err := os.Lstat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if err != nil {
 			return "", err
 		}
+		if os.SameFile(self, info) {
+			delete(s.damaged, path)
+			return name, nil // an earlier start did it, and died before it wrote anything
+		}
 	}
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if err := os.Link(path, name); err != nil {
+		// No links on this file system, or a directory. Now a crash finds nothing in the file's place, which is told
+		// from a first start by the journal.
+		if renameErr := os.Rename(path, name); renameErr != nil {
+			return "", errors.Join(err, renameErr)
+		}
+	}
+	delete(s.damaged, path)
 	return name, nil
 }
 

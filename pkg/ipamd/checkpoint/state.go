@@ -59,9 +59,12 @@ type Cooling struct {
 	Until   time.Time
 }
 
+// IntentUnreadable is the kind of an intent of which nothing else could be read: any change may be under way.
+const IntentUnreadable = "unreadable"
+
 // Intent is an EC2 change that was begun: what a restart has to look up before it trusts its picture.
 type Intent struct {
-	Kind  string // create, attach, detach, delete, assign, unassign
+	Kind  string // create, attach, detach, delete, assign, unassign, or IntentUnreadable
 	ENI   string // empty while a creation is unanswered
 	Token string // ClientToken of a creation
 	Since time.Time

@@ -6,11 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // ErrClosed is the error of a Commit that comes after the Store's Run has ended.
@@ -23,6 +20,7 @@ type Options struct {
 	// Source returns the state to be made durable. It is called by the writer only, one call at a time, and what it
 	// returns is not changed afterwards. Allocations are written in the order they come in.
 	Source func() State
+	Files  Files // nil: the operating system's
 	Log    *slog.Logger
 }
 
@@ -33,6 +31,7 @@ type Store struct {
 	path        string
 	journalPath string
 	source      func() State
+	files       Files
 	log         *slog.Logger
 
 	wake chan struct{} // capacity 1
@@ -45,6 +44,9 @@ type Store struct {
 	encoder       encoder
 	file, journal []byte
 	journalBuf    []byte
+
+	// damaged are files that could not be set aside when they were loaded. They are not replaced before that is done. Of Load and then of the writer, which start one after the other.
+	damaged map[string]bool
 }
 
 // batch is one write and everybody who waits for it. err may be read once done is closed.
@@ -55,12 +57,17 @@ type batch struct {
 
 // New returns a Store; Run makes it work.
 func New(o Options) *Store {
+	if o.Files == nil {
+		o.Files = osFiles{}
+	}
 	return &Store{
 		path:        o.Path,
 		journalPath: o.JournalPath,
 		source:      o.Source,
+		files:       o.Files,
 		log:         o.Log,
 		wake:        make(chan struct{}, 1),
+		damaged:     map[string]bool{},
 	}
 }
 
@@ -139,7 +146,7 @@ func (s *Store) write(b *batch) error {
 func (s *Store) save(state State) error {
 	s.journalBuf = appendJournal(s.journalBuf[:0], &state.Journal)
 	if !bytes.Equal(s.journalBuf, s.journal) {
-		if err := replaceFile(s.journalPath, s.journalBuf); err != nil {
+		if err := s.replace(s.journalPath, s.journalBuf); err != nil {
 			s.journal = nil
 			return err
 		}
@@ -147,7 +154,7 @@ func (s *Store) save(state State) error {
 	}
 	file := s.encoder.encode(state.Allocations)
 	if !bytes.Equal(file, s.file) {
-		if err := replaceFile(s.path, file); err != nil {
+		if err := s.replace(s.path, file); err != nil {
 			s.file = nil
 			return err
 		}
@@ -156,36 +163,20 @@ func (s *Store) save(state State) error {
 	return nil
 }
 
-// replaceFile puts data in the place of path, all or nothing, and durably.
-func replaceFile(path string, data []byte) error {
+// replace puts data in the place of path, all or nothing, and durably.
+func (s *Store) replace(path string, data []byte) error {
+	if s.damaged[path] {
+		if _, err := s.setAside(path); err != nil {
+			return fmt.Errorf("set the damaged file aside: %w", err)
+		}
+	}
 	// One writer, one name: a crash leaves at most one such file, and the next write uses it up.
 	tmp := path + ".tmp"
-	if err := writeSynced(tmp, data); err != nil {
+	if err := s.files.Write(tmp, data); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, path); err != nil {
+	if err := s.files.Rename(tmp, path); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-// syncDir makes a rename durable; on tmpfs, where the files live on a normal host, it does nothing.
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return s.files.SyncDir(filepath.Dir(path))
 }

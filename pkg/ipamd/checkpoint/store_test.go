@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -232,14 +233,19 @@ func TestDamagedFilesAreSetAside(t *testing.T) {
 		lost          Notice
 		allocations   int
 		enis          int
+		intents       int // unreadable
 	}{
-		{name: "torn file", file: string(encodeFile(good.Allocations)[:200]), journal: string(appendJournal(nil, &good.Journal)),
+		{name: "torn file", file: string(encodeFile(good.Allocations)[:100]), journal: string(appendJournal(nil, &good.Journal)),
 			lost: Notice{AllocationsLost: true}, enis: 2},
 		{name: "file of a version to come", file: `{"version":"vpc-cni-ipam/2"}`, lost: Notice{AllocationsLost: true}},
 		{name: "torn journal", file: string(encodeFile(good.Allocations)), journal: `{"version":"vpc-c`,
 			lost: Notice{JournalLost: true}, allocations: 3},
 		{name: "journal of a version to come", file: string(encodeFile(good.Allocations)), journal: `{"version":"vpc-cni-journal/2"}`,
 			lost: Notice{JournalLost: true}, allocations: 3},
+		{name: "torn behind the first entry", file: string(encodeFile(good.Allocations)[:300]), lost: Notice{AllocationsLost: true}, allocations: 1},
+		{name: "no file beside a journal", journal: string(appendJournal(nil, &good.Journal)), lost: Notice{AllocationsLost: true}, enis: 2},
+		{name: "journal with members that are none", file: string(encodeFile(nil)), lost: Notice{JournalLost: true}, enis: 1, intents: 1,
+			journal: `{"version":"vpc-cni-journal/1","enis":[{"id":"e"},{"id":7},{"pool":[""]}],"cooling":[{}],"intents":["x"]}`},
 		{name: "both", file: "\x00\x00", journal: "\x00", lost: Notice{AllocationsLost: true, JournalLost: true}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -264,19 +270,31 @@ func TestDamagedFilesAreSetAside(t *testing.T) {
 			if len(got.Allocations) != tt.allocations || len(got.Journal.ENIs) != tt.enis {
 				t.Errorf("%d allocations, %d ENIs", len(got.Allocations), len(got.Journal.ENIs))
 			}
+			if n := len(got.Journal.Intents); tt.intents > 0 && (n != tt.intents || got.Journal.Intents[0].Kind != IntentUnreadable) {
+				t.Errorf("intents %+v", got.Journal.Intents)
+			}
 			for _, kept := range notice.SetAside {
 				if _, err := os.Stat(kept); err != nil {
 					t.Error(err)
 				}
 			}
-			if tt.lost.AllocationsLost {
-				raw, err := os.ReadFile(s.path + ".damaged-1")
-				if err != nil || string(raw) != tt.file {
-					t.Errorf("set aside: %v", err)
+			// A start that dies before it writes anything leaves the same to the next one.
+			again, err := s.Load()
+			if !reflect.DeepEqual(again, got) || err == nil || err.Error() != notice.Error() {
+				t.Errorf("loaded again: %v", err)
+			}
+			if err := s.save(got); err != nil {
+				t.Fatal(err)
+			}
+			for path, want := range map[string]string{s.path: tt.file, s.journalPath: tt.journal} {
+				damaged := path == s.path && tt.lost.AllocationsLost || path == s.journalPath && tt.lost.JournalLost
+				raw, err := os.ReadFile(path + ".damaged-1")
+				if kept := err == nil; kept != (damaged && want != "") || kept && string(raw) != want {
+					t.Errorf("%s set aside: %v %q", path, err, raw)
 				}
-				if _, err := os.Stat(s.path); err == nil {
-					t.Error("the damaged file is still in its place")
-				}
+			}
+			if again, err := s.Load(); err != nil || len(again.Allocations) != tt.allocations || len(again.Journal.ENIs) != tt.enis {
+				t.Errorf("after a commit: %v, %+v", err, again)
 			}
 		})
 	}
@@ -286,6 +304,9 @@ func TestFilesSetAsideAreBounded(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, &model{})
 	for range 20 {
+		if err := os.Remove(s.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
 		if err := os.WriteFile(s.path, []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -294,7 +315,7 @@ func TestFilesSetAsideAreBounded(t *testing.T) {
 		}
 	}
 	entries, err := os.ReadDir(filepath.Dir(s.path))
-	if err != nil || len(entries) != 9 {
+	if err != nil || len(entries) != 10 {
 		t.Errorf("%d files, %v", len(entries), err)
 	}
 }
@@ -326,11 +347,14 @@ func TestEvidenceOfDuplicatesIsKept(t *testing.T) {
 	}
 	got, err := s.Load()
 	var notice *Notice
-	if !errors.As(err, &notice) || notice.AllocationsLost || len(notice.SetAside) != 1 {
+	if !errors.As(err, &notice) || !notice.AllocationsLost || len(notice.SetAside) != 1 {
 		t.Fatalf("%+v", err)
 	}
 	if len(got.Allocations) != 1 || got.Allocations[0].ContainerID != b.ContainerID {
 		t.Errorf("%+v", got.Allocations)
+	}
+	if err := s.save(got); err != nil {
+		t.Fatal(err)
 	}
 	kept, err := os.ReadFile(notice.SetAside[0])
 	if err != nil || string(kept) != string(raw) {
