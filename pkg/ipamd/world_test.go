@@ -42,6 +42,8 @@ type world struct {
 	faulty   bool
 	problems []string
 	trace    []string
+	// carryOut, if set, carries out effects in the world's place.
+	carryOut func(effect)
 }
 
 type pending struct {
@@ -345,6 +347,10 @@ func (w *world) next() bool {
 		return true
 	}
 	w.pending = slices.Delete(w.pending, best, best+1)
+	if w.carryOut != nil {
+		w.carryOut(p.e)
+		return true
+	}
 	switch e := p.e.(type) {
 	case effCall:
 		w.step(evCalled{e.call, w.call(e.call)})
