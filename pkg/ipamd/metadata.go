@@ -382,6 +382,7 @@ func (c *controller) explain(enis []awsutils.ENI, issued, now time.Time) {
 			}
 			s.journaled, s.explained = false, !issued.Before(c.heard)
 		default: // not on the ENI in EC2 either, and older than what this node is about there
+			s.journaled = false
 			c.vanished(e, d.block, now)
 		}
 	}
