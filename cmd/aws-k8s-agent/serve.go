@@ -14,6 +14,7 @@ import (
 	"vpccni/pkg/awsutils"
 	"vpccni/pkg/config"
 	"vpccni/pkg/delnote"
+	"vpccni/pkg/heartbeat"
 	"vpccni/pkg/ipamd"
 	"vpccni/pkg/ipamd/audit"
 	"vpccni/pkg/ipamd/bootstrap"
@@ -141,6 +142,12 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		bootstrap.TakeOver(ctx, clock, daemon.View, func(ctx context.Context, ours func(netip.Addr) bool) (predecessor.Report, error) {
 			return predecessor.Sweep(ctx, predecessor.Options{Log: log}, ours)
 		}, log)
+		return nil
+	})
+	group.Go(func() error {
+		ticker := clock.NewTicker(heartbeat.Period)
+		defer ticker.Stop()
+		heartbeat.File(names.HeartbeatFile).Run(ctx, ticker, func(err error) { log.Warn("no heartbeat for the plugin", "error", err) })
 		return nil
 	})
 	group.Go(func() error {

@@ -48,12 +48,18 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 		want     string
 		released bool // ipamd was asked, so it must be told
 	}{
-		"namespace is gone":       {func(_ *node, s *sandbox) { s.netns = "/run/netns/gone" }, "no such file", false},
-		"namespace is no netns":   {func(_ *node, s *sandbox) { s.netns = "/dev/null" }, "invalid argument", true},
-		"name is taken":           {taken, "file exists", true},
-		"answer without address":  {edit(func(r *rpc.AddNetworkReply) { r.IPAllocationMetadata = nil }), "no address", true},
-		"answer with bad address": {edit(func(r *rpc.AddNetworkReply) { r.IPAllocationMetadata[0] = &rpc.IPAllocationMetadata{} }), "no usable address", true},
-		"branch ENI":              {edit(func(r *rpc.AddNetworkReply) { r.PodVlanId = 7 }), "branch ENI", true},
+		"namespace is gone":         {func(_ *node, s *sandbox) { s.netns = "/run/netns/gone" }, "no such file", false},
+		"namespace is no netns":     {func(_ *node, s *sandbox) { s.netns = "/dev/null" }, "invalid argument", true},
+		"name is taken":             {taken, "file exists", true},
+		"answer without address":    {edit(func(r *rpc.AddNetworkReply) { r.IPAllocationMetadata = nil }), "no address", true},
+		"answer with bad address":   {edit(func(r *rpc.AddNetworkReply) { r.IPAllocationMetadata[0] = &rpc.IPAllocationMetadata{} }), "no usable address", true},
+		"answer with a bad address": {edit(func(r *rpc.AddNetworkReply) { r.IPAllocationMetadata[0].IPv4Addr = "10.0.0.256" }), "no usable address", true},
+		"answer with a multicast":   {edit(func(r *rpc.AddNetworkReply) { r.IPAllocationMetadata[0].IPv4Addr = "224.0.0.1" }), "no address for a pod", true},
+		"second interface fails": {edit(func(r *rpc.AddNetworkReply) {
+			r.IPAllocationMetadata = append(r.IPAllocationMetadata, &rpc.IPAllocationMetadata{IPv4Addr: "0.0.0.0"})
+		}), "no address for a pod", true},
+		"policy agent is away": {edit(func(r *rpc.AddNetworkReply) { r.NetworkPolicyMode = "strict" }), "failed to setup network policy", true},
+		"branch ENI":           {edit(func(r *rpc.AddNetworkReply) { r.PodVlanId = 7 }), "branch ENI", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, ipamdtest.Config{})
@@ -90,17 +96,32 @@ func TestMalformedInput(t *testing.T) {
 		"veth prefix is path": {conf: conf(`,"vethPrefix":"../"`), code: 7},
 		"MTU is a number":     {conf: conf(`,"mtu":9001`), code: 6},
 		"bad prevResult":      {conf: conf(`,"prevResult":{"cniVersion":"0.4.0","ips":7}`), code: 6},
-		"unknown argument":    {conf: conf(``), args: "COLOUR=red", code: 999},
+		"unknown argument":    {conf: conf(``), args: "COLOUR=hunter2", code: 999},
+		"no argument":         {conf: conf(``), args: "hunter2", code: 999},
+		"two values":          {conf: conf(``), args: "K8S_POD_NAME=a=hunter2", code: 999},
+		"neither nor":         {conf: conf(``), args: "IgnoreUnknown=hunter2", code: 999},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, command := range []string{"ADD", "DEL"} {
 				s := n.sandbox("c1", "web-0")
 				s.conf, s.args = tt.conf, tt.args
-				if code, message := n.mustFail(command, s); code != tt.code {
+				code, message := n.mustFail(command, s)
+				if code != tt.code {
 					t.Errorf("%s: got %d %q, want %d", command, code, message, tt.code)
+				}
+				if name != "no argument" && strings.Contains(message, "hunter2") {
+					t.Errorf("%s: the error has a value of CNI_ARGS: %s", command, message)
 				}
 			}
 		})
+	}
+	// What only ADD needs keeps no pod from going.
+	for _, more := range []string{`,"podSGEnforcingMode":"lenient"`, `,"podSourceCheck":"never"`} {
+		s := n.sandbox("c1", "web-0")
+		s.conf = conf(more)
+		if code, message := n.mustFail("ADD", s); code != 7 || !strings.Contains(message, "must be one of") {
+			t.Errorf("%s: got %d %q", more, code, message)
+		}
 	}
 	if adds, dels := n.ipamd.Adds(), n.ipamd.Dels(); len(adds)+len(dels) != 0 {
 		t.Errorf("ipamd was asked: %v %v", adds, dels)

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"vpccni/cmd/routed-eni-cni-plugin/ipamdtest"
-	"vpccni/pkg/networkutils/names"
 
 	"golang.org/x/sys/unix"
 )
@@ -272,33 +271,5 @@ func TestDelOfAPodWhoseNamespaceIsGone(t *testing.T) {
 	}
 	if n.ipamd.Held() != 0 || n.routes() != "" {
 		t.Errorf("left behind: %d addresses, routes %q", n.ipamd.Held(), n.routes())
-	}
-}
-
-func TestStatusAndVersion(t *testing.T) {
-	n := newNode(t, ipamdtest.Config{})
-	s := n.sandbox("", "")
-	s.version = "1.1.0"
-	n.mustRun("STATUS", s)
-	n.mustRun("GC", s)
-	n.ipamd.Stop()
-	if code, message := n.mustFail("STATUS", s); code != 50 {
-		t.Errorf("STATUS before ipamd's first start: %d %s", code, message)
-	}
-	// ipamd has run and is away: pods wait for it, the node stays ready.
-	if err := os.WriteFile(names.CheckpointFile, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	defer os.Remove(names.CheckpointFile)
-	n.mustRun("STATUS", s)
-	var versions struct {
-		CNIVersion        string   `json:"cniVersion"`
-		SupportedVersions []string `json:"supportedVersions"`
-	}
-	if err := json.Unmarshal([]byte(n.mustRun("VERSION", s)), &versions); err != nil {
-		t.Fatal(err)
-	}
-	if got := fmt.Sprint(versions.SupportedVersions); versions.CNIVersion != "1.1.0" || got != "[0.1.0 0.2.0 0.3.0 0.3.1 0.4.0 1.0.0 1.1.0]" {
-		t.Errorf("%s %s", versions.CNIVersion, got)
 	}
 }

@@ -53,6 +53,9 @@ func TestNetworkPolicyAgentIsAsked(t *testing.T) {
 	if _, message := n.mustFail("ADD", s); !strings.Contains(message, "failed to setup network policy") {
 		t.Errorf("ADD that the agent refuses: %s", message)
 	}
+	if n.pods() != 0 || n.routes() != "" || n.ipamd.Held() != 0 {
+		t.Errorf("left behind: %d veths, %d addresses, routes %q", n.pods(), n.ipamd.Held(), n.routes())
+	}
 	a.mu.Lock()
 	a.deny = false
 	a.mu.Unlock()

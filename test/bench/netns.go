@@ -113,7 +113,7 @@ func fill(ctx context.Context, node, crowd namespace, addresses []netip.Addr) er
 	err := node.do(func() error {
 		for i, addr := range addresses {
 			ctx, cancel := context.WithTimeout(ctx, setupTimeout)
-			err := podnet.Setup(ctx, podnet.Pod{
+			_, err := podnet.Setup(ctx, podnet.Pod{
 				Netns:       crowd.path(),
 				ContainerID: fmt.Sprintf("crowd-%d", i),
 				Interfaces: []podnet.Interface{{

@@ -141,7 +141,7 @@ func (n *packetNode) addPods(ctx context.Context) error {
 	return n.node.do(func() error {
 		ctx, cancel := context.WithTimeout(ctx, setupTimeout)
 		defer cancel()
-		return podnet.Setup(ctx, podnet.Pod{
+		_, err := podnet.Setup(ctx, podnet.Pod{
 			Netns:       n.pod.path(),
 			ContainerID: "measured",
 			Interfaces: []podnet.Interface{{
@@ -149,6 +149,7 @@ func (n *packetNode) addPods(ctx context.Context) error {
 				Address: netip.PrefixFrom(addr, addr.BitLen()), MTU: 9001,
 			}},
 		})
+		return err
 	})
 }
 

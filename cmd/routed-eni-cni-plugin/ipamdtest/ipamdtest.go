@@ -32,6 +32,8 @@ type Config struct {
 	Refusal struct{ Code, Reason string }
 	// Answer, if set, is called with each ADD before the answer is sent.
 	Answer func(*rpc.AddNetworkRequest)
+	// DelError, if set, is the error of every DEL.
+	DelError string
 	// Edit, if set, may change a reply before it is sent.
 	Edit func(*rpc.AddNetworkReply)
 }
@@ -146,6 +148,9 @@ func (s *Server) DelNetwork(_ context.Context, request *rpc.DelNetworkRequest) (
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dels = append(s.dels, request)
+	if s.conf.DelError != "" {
+		return nil, errors.New(s.conf.DelError)
+	}
 	held := s.held[key(request)]
 	if held == nil {
 		return nil, errors.New("datastore: unknown pod")

@@ -20,11 +20,14 @@ const refused = "add cmd: failed to assign an IP address to container"
 // giveBackTimeout bounds the release of an address whose pod could not be wired.
 const giveBackTimeout = 5 * time.Second
 
-// Add gets an address for the pod, wires it and prints CNI's result.
+// Add gets an address for the pod, wires it and prints CNI's result. If anything of it fails, all of it is taken back.
 func (p *Plugin) Add(ctx context.Context, args *skel.CmdArgs) error {
 	started := time.Now()
 	c, err := p.begin("ADD", args)
 	if err != nil {
+		return err
+	}
+	if err := c.conf.wirable(); err != nil {
 		return err
 	}
 	// Before an address is taken for it.
@@ -38,51 +41,71 @@ func (p *Plugin) Add(ctx context.Context, args *skel.CmdArgs) error {
 	reply, err := p.add(ctx, c)
 	if err != nil {
 		c.log.Error("no answer from ipamd", "err", err)
+		if errors.Is(err, errMalformed) {
+			p.giveBack(ctx, c)
+		}
 		return tryLater(err, fmt.Sprintf("add cmd: Error received from AddNetwork gRPC call: %v", err))
 	}
 	if !reply.success {
 		c.log.Error("no address for the pod", "code", reply.code, "reason", reply.reason)
 		return refusal(reply)
 	}
-	list, err := p.wire(ctx, c, reply)
+	list, result, err := p.finish(ctx, c, reply)
 	if err != nil {
-		c.log.Error("the pod could not be wired", "err", err)
-		ctx, cancel := context.WithTimeout(ctx, giveBackTimeout)
-		defer cancel()
-		if _, delErr := p.del(ctx, c, "SetupNSFailed"); delErr != nil {
-			c.log.Warn("the address was not given back", "err", delErr)
-		}
-		return fmt.Errorf("add command: failed to setup network: %w", err)
-	}
-	if mode := reply.policyMode; mode != "" {
-		if err := p.enforcePolicy(ctx, c, mode, len(list)); err != nil {
-			c.log.Error("no network policy for the pod", "err", err)
-			return fmt.Errorf("add cmd: failed to setup network policy: %w", err)
-		}
-	}
-	c.log.Info("added", "ip", list[0].address.Addr(), "table", list[0].table, "took", time.Since(started))
-	result, err := c.result(list, c.interfaces(list)).GetAsVersion(c.conf.CNIVersion)
-	if err != nil {
+		c.log.Error("the pod could not be set up", "err", err)
+		p.giveBack(ctx, c)
 		return err
 	}
+	c.log.Info("added", "ip", list[0].address.Addr(), "table", list[0].table, "took", time.Since(started))
 	return result.PrintTo(p.Stdout)
 }
 
+// finish makes a pod of ipamd's answer, or leaves nothing behind on the host.
+func (p *Plugin) finish(ctx context.Context, c *call, reply addReply) ([]allocation, types.Result, error) {
+	list, wired, err := p.wire(ctx, c, reply)
+	if err != nil {
+		return nil, nil, fmt.Errorf("add command: failed to setup network: %w", err)
+	}
+	result, err := c.result(list, c.interfaces(list)).GetAsVersion(c.conf.CNIVersion)
+	if err == nil && reply.policyMode != "" {
+		forward, cancel := podnet.WithReserve(ctx, time.Now())
+		defer cancel()
+		if err = p.enforcePolicy(forward, c, reply.policyMode, len(list)); err != nil {
+			err = fmt.Errorf("add cmd: failed to setup network policy: %w", err)
+		}
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, wired.Undo(ctx))
+	}
+	return list, result, nil
+}
+
+// giveBack returns the addresses of a pod that could not be set up. The DEL that the runtime sends for it does the same,
+// also when ipamd is away.
+func (p *Plugin) giveBack(ctx context.Context, c *call) {
+	ctx, cancel := context.WithTimeout(ctx, giveBackTimeout)
+	defer cancel()
+	if _, err := p.del(ctx, c, "SetupNSFailed"); err != nil {
+		c.log.Warn("the address was not given back", "err", err)
+	}
+}
+
 // wire does what ipamd's answer asks for, or leaves nothing behind.
-func (p *Plugin) wire(ctx context.Context, c *call, reply addReply) ([]allocation, error) {
+func (p *Plugin) wire(ctx context.Context, c *call, reply addReply) ([]allocation, podnet.Wired, error) {
 	if reply.vlan != 0 {
 		// Wiring it like any other pod would put it past its security groups.
-		return nil, errors.New("a pod on a branch ENI is not supported")
+		return nil, podnet.Wired{}, errors.New("a pod on a branch ENI is not supported")
 	}
 	list, err := allocations(reply.addresses)
 	if err != nil {
-		return nil, err
+		return nil, podnet.Wired{}, err
 	}
-	return list, podnet.Setup(ctx, podnet.Pod{
+	wired, err := podnet.Setup(ctx, podnet.Pod{
 		Netns:       c.args.Netns,
 		ContainerID: c.args.ContainerID,
 		Interfaces:  c.interfaces(list),
 	})
+	return list, wired, err
 }
 
 // refusal turns ipamd's reason into CNI's terms: what may be different in a while is "try again later".

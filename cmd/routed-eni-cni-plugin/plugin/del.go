@@ -28,6 +28,9 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	if prev := c.previous(); prev != nil && prev.vlan != 0 {
+		return p.delBranch(ctx, c, prev)
+	}
 	waiting, cancel := context.WithTimeout(ctx, delPatience)
 	defer cancel()
 	reply, err := p.del(waiting, c, "PodDeleted")
@@ -51,7 +54,10 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 	if err != nil {
 		c.log.Warn("nothing to tear down", "err", err)
 	}
-	var remains podnet.Remains
+	if reply.vlan != 0 && args.Netns == "" {
+		return nil // see delBranch
+	}
+	remains := podnet.Remains{VLAN: int(reply.vlan)}
 	for _, a := range list {
 		remains.Addresses = append(remains.Addresses, a.address.Addr())
 	}
@@ -65,6 +71,27 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 		}
 	}
 	c.log.Info("deleted", "ips", remains.Addresses)
+	return nil
+}
+
+// delBranch removes what a pod on a branch ENI has left, without ipamd, which holds nothing for such a pod. A DEL without
+// network namespace is a late one: by now the VLAN may belong to a newer sandbox of the same pod, so nothing is touched.
+func (p *Plugin) delBranch(ctx context.Context, c *call, prev *previous) error {
+	if c.args.Netns == "" {
+		c.log.Info("nothing to delete: the branch ENI may serve a newer sandbox")
+		return nil
+	}
+	remains := podnet.Remains{VLAN: prev.vlan}
+	for _, iface := range prev.interfaces {
+		if iface.name == c.args.IfName {
+			remains.Addresses = append(remains.Addresses, iface.address.Addr())
+		}
+	}
+	if err := podnet.Teardown(ctx, remains); err != nil {
+		c.log.Error("the pod's branch ENI is not free", "vlan", prev.vlan, "err", err)
+		return fmt.Errorf("del cmd: failed on tear down pod network: %w", err)
+	}
+	c.log.Info("deleted", "ips", remains.Addresses, "vlan", prev.vlan)
 	return nil
 }
 

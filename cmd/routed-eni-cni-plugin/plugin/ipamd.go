@@ -30,7 +30,7 @@ const retryPause = 100 * time.Millisecond
 func (p *Plugin) add(ctx context.Context, c *call) (addReply, error) {
 	request := addRequest{
 		pod:              c.podName(),
-		infraContainerID: string(c.pod.K8S_POD_INFRA_CONTAINER_ID),
+		infraContainerID: c.pod.infraContainerID,
 		netns:            c.args.Netns,
 		ifName:           c.args.IfName,
 		networkName:      c.conf.Name,
@@ -46,12 +46,12 @@ func (p *Plugin) add(ctx context.Context, c *call) (addReply, error) {
 func (p *Plugin) del(ctx context.Context, c *call, reason string) (delReply, error) {
 	request := delRequest{
 		pod:              c.podName(),
-		infraContainerID: string(c.pod.K8S_POD_INFRA_CONTAINER_ID),
+		infraContainerID: c.pod.infraContainerID,
 		reason:           reason,
 		ifName:           c.args.IfName,
 		networkName:      c.conf.Name,
 		containerID:      c.args.ContainerID,
-		podUID:           string(c.pod.K8S_POD_UID),
+		podUID:           c.pod.podUID,
 	}
 	var reply delReply
 	err := p.askIPAMD(ctx, "/rpc.CNIBackend/DelNetwork", request.encode(), reply.decode)

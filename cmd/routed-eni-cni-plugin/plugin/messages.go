@@ -132,6 +132,7 @@ func (m *addReply) decode(b []byte) error {
 type delReply struct {
 	success    bool       // 1
 	addresses  []metadata // 2
+	vlan       int32      // 4
 	policyMode string     // 6
 }
 
@@ -143,6 +144,8 @@ func (m *delReply) decode(b []byte) error {
 			m.success = value.number != 0
 		case 2<<3 | wireBytes:
 			m.addresses, inner = appendMetadata(m.addresses, value, inner)
+		case 4<<3 | wireVarint:
+			m.vlan = int32(value.number)
 		case 6<<3 | wireBytes:
 			m.policyMode = value.text()
 		}

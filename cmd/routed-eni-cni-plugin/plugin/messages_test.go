@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"reflect"
+	"slices"
 	"testing"
 
 	"vpccni/rpc"
@@ -88,7 +89,7 @@ func TestRepliesAreThoseOfTheContract(t *testing.T) {
 	}
 	var del delReply
 	decode(t, complete(t, &rpc.DelNetworkReply{Success: true, IPAllocationMetadata: addresses, PodVlanId: 7, NetworkPolicyMode: "strict"}), del.decode)
-	if !reflect.DeepEqual(del, delReply{true, want, "strict"}) {
+	if !reflect.DeepEqual(del, delReply{true, want, 7, "strict"}) {
 		t.Errorf("got %+v", del)
 	}
 	for _, m := range []proto.Message{&rpc.EnforceNpReply{Success: true}, &rpc.DeleteNpReply{Success: true}} {
@@ -114,20 +115,45 @@ func decode(t *testing.T, m proto.Message, decode func([]byte) error) {
 }
 
 func FuzzReply(f *testing.F) {
-	encoded, _ := proto.Marshal(&rpc.AddNetworkReply{Success: true, IPAllocationMetadata: []*rpc.IPAllocationMetadata{{IPv4Addr: "10.0.0.1"}}})
-	f.Add(encoded)
+	add, _ := proto.Marshal(&rpc.AddNetworkReply{Success: true, IPAllocationMetadata: []*rpc.IPAllocationMetadata{{IPv4Addr: "10.0.0.1", RouteTableId: 2}},
+		PodVlanId: 7, NetworkPolicyMode: "strict", Code: "AtLimit", Reason: "full"})
+	del, _ := proto.Marshal(&rpc.DelNetworkReply{Success: true, IPAllocationMetadata: []*rpc.IPAllocationMetadata{{IPv6Addr: "fd00::1", DeviceNumber: 1}}, PodVlanId: 7})
+	f.Add(add)
+	f.Add(del)
+	f.Add([]byte{})
 	f.Add([]byte{0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01})
+	f.Add([]byte{0x12, 0x02, 0x0a, 0x7f})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var add addReply
-		err := add.decode(b)
+		addErr := add.decode(b)
+		var del delReply
+		delErr := del.decode(b)
+		var policy policyReply
+		_ = policy.decode(b)
+		for _, list := range [][]metadata{add.addresses, del.addresses} {
+			if got, err := allocations(list); err == nil && (len(got) == 0 || len(got) != len(list)) {
+				t.Errorf("%d addresses of %d", len(got), len(list))
+			}
+		}
 		// What the generated code reads, ours reads the same. (It refuses more: field numbers out of range, groups,
 		// strings that are no UTF-8.)
-		var want rpc.AddNetworkReply
-		if proto.Unmarshal(b, &want) != nil || err != nil {
-			return
+		var wantAdd rpc.AddNetworkReply
+		if proto.Unmarshal(b, &wantAdd) == nil && addErr == nil &&
+			(add.success != wantAdd.GetSuccess() || add.code != wantAdd.GetCode() || add.policyMode != wantAdd.GetNetworkPolicyMode() ||
+				add.vlan != wantAdd.GetPodVlanId() || !same(add.addresses, wantAdd.GetIPAllocationMetadata())) {
+			t.Errorf("got %+v, want %v", add, &wantAdd)
 		}
-		if add.code != want.GetCode() || add.policyMode != want.GetNetworkPolicyMode() || len(add.addresses) != len(want.GetIPAllocationMetadata()) {
-			t.Errorf("got %+v, want %v", add, &want)
+		var wantDel rpc.DelNetworkReply
+		if proto.Unmarshal(b, &wantDel) == nil && delErr == nil &&
+			(del.success != wantDel.GetSuccess() || del.policyMode != wantDel.GetNetworkPolicyMode() || del.vlan != wantDel.GetPodVlanId() ||
+				!same(del.addresses, wantDel.GetIPAllocationMetadata())) {
+			t.Errorf("got %+v, want %v", del, &wantDel)
 		}
+	})
+}
+
+func same(got []metadata, want []*rpc.IPAllocationMetadata) bool {
+	return slices.EqualFunc(got, want, func(g metadata, w *rpc.IPAllocationMetadata) bool {
+		return g == metadata{w.GetIPv4Addr(), w.GetIPv6Addr(), w.GetDeviceNumber(), w.GetRouteTableId()}
 	})
 }

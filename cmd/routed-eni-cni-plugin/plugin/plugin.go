@@ -8,15 +8,11 @@ package plugin
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"os"
 	"time"
 
-	"vpccni/pkg/networkutils/names"
 	"vpccni/pkg/networkutils/podnet"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -30,9 +26,6 @@ const Timeout = 90 * time.Second
 // Grace is the time after that for error messages. A process that was stopped may be between a look at the clock and a
 // write, and its pod's address may be another pod's by now: it is ended rather than let go on.
 const Grace = 5 * time.Second
-
-// CNI error codes of the specification that the library has no name for.
-const codePluginNotAvailable = 50
 
 // Plugin carries out CNI's verbs. Each method is called at most once per process.
 type Plugin struct {
@@ -88,24 +81,4 @@ func (p *Plugin) Check(ctx context.Context, args *skel.CmdArgs) error {
 		return fmt.Errorf("check cmd: %w", err)
 	}
 	return nil
-}
-
-// Status says whether ADDs can be served. A node whose ipamd restarts or has no address left is ready nevertheless, for
-// ADDs wait; only one on which ipamd has not run since it booted is not.
-func (p *Plugin) Status(_ context.Context, args *skel.CmdArgs) error {
-	if _, err := parseConfig(args.StdinData); err != nil {
-		return err
-	}
-	for _, file := range []string{names.CheckpointFile, names.IPAMDSocket} {
-		if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-	}
-	return types.NewError(codePluginNotAvailable, "ipamd has not started since the node booted", "")
-}
-
-// GC accepts the runtime's list of living attachments. ipamd finds addresses whose pod is gone by itself.
-func (p *Plugin) GC(_ context.Context, args *skel.CmdArgs) error {
-	_, err := parseConfig(args.StdinData)
-	return err
 }

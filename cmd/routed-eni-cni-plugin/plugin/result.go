@@ -55,7 +55,9 @@ func (c *call) interfaces(list []allocation) []podnet.Interface {
 			Name:     name,
 			HostVeth: names.HostVeth(c.conf.prefix(), c.pod.namespace(), c.pod.name(), i),
 			Address:  a.address,
-			MTU:      c.conf.mtu(),
+			MTU:      c.conf.mtu(a.address.Addr().Is6()),
+
+			SourceCheck: c.conf.sourceCheck(),
 		})
 	}
 	return interfaces
@@ -93,6 +95,9 @@ type previous struct {
 	vlan int
 }
 
+// maxVLAN is the highest number of a VLAN.
+const maxVLAN = 4094
+
 type previousInterface struct {
 	hostVeth string
 	name     string
@@ -109,7 +114,13 @@ func (c *call) previous() *previous {
 	list := c.conf.prev.Interfaces
 	for i, iface := range list {
 		if iface.Name == c.dummy() {
-			prev.vlan, _ = strconv.Atoi(iface.Mac)
+			vlan, err := strconv.Atoi(iface.Mac)
+			if err != nil || vlan < 0 || vlan > maxVLAN {
+				// ipamd knows better, and a DEL that can never succeed helps nobody.
+				c.log.Warn("the VLAN in prevResult is none", "vlan", iface.Mac)
+				vlan = 0
+			}
+			prev.vlan = vlan
 			list = list[:i]
 			break
 		}

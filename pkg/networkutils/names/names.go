@@ -16,6 +16,7 @@ const (
 	IPAMDSocket    = "/var/run/aws-node/ipamd.sock"
 	CheckpointFile = "/var/run/aws-node/ipam.json"
 	JournalFile    = "/var/run/aws-node/ipamd-journal.json"
+	HeartbeatFile  = "/var/run/aws-node/ipamd-heartbeat"
 	ConflistFile   = "/etc/cni/net.d/10-aws.conflist"
 	LogDir         = "/var/log/aws-routed-eni"
 )
@@ -61,6 +62,10 @@ const (
 // leaves behind is called aws-cni and is another one.
 const NFTable = "vpc-cni"
 
+// GroupSourceCheck is the device group (IFLA_GROUP) of the host veths whose pods are held to their own source addresses.
+// Names of veths change with their prefix; the group of a veth stays.
+const GroupSourceCheck = 0x5643
+
 // RouteProtocol marks routes as ours (rtm_protocol, see /etc/iproute2/rt_protos: unused upstream). Routes of pods in
 // table main keep protocol boot, as every version before this one wrote them.
 const RouteProtocol = 89
@@ -84,6 +89,15 @@ func VethSuffix(namespace, pod string, index int) string {
 func HostVeth(prefix, namespace, pod string, index int) string {
 	return prefix + VethSuffix(namespace, pod, index)
 }
+
+// VLANLinkPrefix starts the names of branch ENIs' links.
+const VLANLinkPrefix = "vlan.eth."
+
+// VLANLink returns the name of a branch ENI's link on the trunk ENI.
+func VLANLink(vlan int) string { return VLANLinkPrefix + strconv.Itoa(vlan) }
+
+// VLANTable returns the route table of a branch ENI.
+func VLANTable(vlan int) int { return vlan + 100 }
 
 // RouteTable returns the route table of the ENI at a device index of a network card. The first ENI of the first card
 // is the node's primary ENI and uses main; other cards use the numbers that amazon-ec2-net-utils gives them.

@@ -13,8 +13,8 @@ import (
 )
 
 // Check reports what is wrong with the pod's wiring. It asks the kernel where packets would go rather than which
-// objects exist: the host must send the pod's address into its veth, and the pod must own its address and send the
-// rest of the world to its gateway through its interface.
+// objects exist: the host must send the pod's address into its veth, whose other end must be the pod's interface; the
+// pod must own its address there, send the rest of the world to its gateway, and know the gateway's MAC address.
 func Check(ctx context.Context, pod Pod) error {
 	if err := pod.validate(); err != nil {
 		return err
@@ -44,36 +44,73 @@ func Check(ctx context.Context, pod Pod) error {
 
 func checkInterface(ctx context.Context, host, inPod *conn, iface Interface, i int) error {
 	addr := iface.Address.Addr()
-	replies, err := host.send(ctx, []message{getLink(iface.HostVeth), getRoute(addr, netip.Addr{})})
+	gateway := names.PodGateway(addr.Is6(), i)
+	veth, err := host.link(ctx, iface.HostVeth)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(replies[0].err, replies[1].err); err != nil {
-		return err
-	}
-	veth, err := parseVeth(replies[0].payload)
+	to, err := host.decision(ctx, addr, netip.Addr{})
 	if err != nil {
 		return err
 	}
-	if to := parseRoute(replies[1].payload); to.link != veth.host {
-		return fmt.Errorf("the host sends %s to link %d, not to the pod's link %d", addr, to.link, veth.host)
+	if to.link != veth.index {
+		return fmt.Errorf("the host sends %s to link %d, not to the pod's link %d", addr, to.link, veth.index)
 	}
-	// The source selects the table of interfaces beyond the first.
-	replies, err = inPod.send(ctx, []message{getRoute(addr, netip.Addr{}), getRoute(elsewhere(addr), addr)})
+
+	inner, err := inPod.link(ctx, iface.Name)
 	if err != nil {
-		return err
-	}
-	if err := errors.Join(replies[0].err, replies[1].err); err != nil {
 		return fmt.Errorf("in the pod: %w", err)
 	}
-	if own := parseRoute(replies[0].payload); own.typ != unix.RTN_LOCAL {
-		return fmt.Errorf("the pod does not own %s", addr)
+	if inner.index != veth.peer || inner.peer != veth.index {
+		return fmt.Errorf("the host's link %d belongs to link %d in the pod, not to %d", veth.index, veth.peer, inner.index)
 	}
-	gateway := names.PodGateway(addr.Is6(), i)
-	if out := parseRoute(replies[1].payload); out.via != gateway || out.link != veth.pod {
-		return fmt.Errorf("the pod's default route is via %s link %d, not via %s link %d", out.via, out.link, gateway, veth.pod)
+	if own, err := inPod.decision(ctx, addr, netip.Addr{}); err != nil || own.typ != unix.RTN_LOCAL || own.link != inner.index {
+		return errors.Join(fmt.Errorf("the pod does not own %s on its interface", addr), err)
+	}
+	// The source selects the table of interfaces beyond the first.
+	out, err := inPod.decision(ctx, elsewhere(addr), addr)
+	if err != nil {
+		return fmt.Errorf("in the pod: %w", err)
+	}
+	if out.via != gateway || out.link != inner.index {
+		return fmt.Errorf("the pod's default route is via %s link %d, not via %s link %d", out.via, out.link, gateway, inner.index)
+	}
+	answer, err := inPod.ask(ctx, getNeighbour(gateway, inner.index))
+	if err != nil {
+		return fmt.Errorf("in the pod: %w", err)
+	}
+	if at, permanent := parseNeighbour(answer); at != veth.mac || !permanent {
+		return fmt.Errorf("the pod's gateway %s is at %x, not for ever at %x", gateway, at, veth.mac)
 	}
 	return nil
+}
+
+// link asks for an end of a veth, which must be up.
+func (c *conn) link(ctx context.Context, name string) (link, error) {
+	answer, err := c.ask(ctx, getLink(name))
+	if err != nil {
+		return link{}, err
+	}
+	l, err := parseLink(answer)
+	if err == nil && l.flags&unix.IFF_UP == 0 {
+		err = fmt.Errorf("link %s is down", name)
+	}
+	return l, err
+}
+
+// decision asks where a packet would go.
+func (c *conn) decision(ctx context.Context, dst, src netip.Addr) (decision, error) {
+	answer, err := c.ask(ctx, getRoute(dst, src))
+	return parseRoute(answer), err
+}
+
+// ask sends one request.
+func (c *conn) ask(ctx context.Context, m message) ([]byte, error) {
+	replies, err := c.send(ctx, []message{m})
+	if err != nil {
+		return nil, err
+	}
+	return replies[0].payload, replies[0].err
 }
 
 // elsewhere is a destination that no pod has a route of its own for (from the documentation ranges).
@@ -84,7 +121,7 @@ func elsewhere(addr netip.Addr) netip.Addr {
 	return netip.MustParseAddr("192.0.2.1")
 }
 
-// getRoute asks for the route that a packet would take; nothing is sent.
+// getRoute asks for the route that a packet would take, as it is in the table; nothing is sent.
 func getRoute(dst, src netip.Addr) message {
 	m := newMessage(fmt.Sprintf("get route to %s", dst), unix.RTM_GETROUTE, 0)
 	var srcBits uint8
@@ -92,12 +129,56 @@ func getRoute(dst, src netip.Addr) message {
 		srcBits = uint8(src.BitLen())
 	}
 	m.data = append(m.data, family(dst), uint8(dst.BitLen()), srcBits, 0, 0, 0, 0, 0)
-	m.data = order.AppendUint32(m.data, 0)
+	m.data = order.AppendUint32(m.data, unix.RTM_F_FIB_MATCH)
 	m.bytes(unix.RTA_DST, dst.AsSlice())
 	if src.IsValid() {
 		m.bytes(unix.RTA_SRC, src.AsSlice())
 	}
 	return m
+}
+
+// getNeighbour asks for one entry of a link's neighbour table.
+func getNeighbour(addr netip.Addr, index int32) message {
+	m := newMessage(fmt.Sprintf("get neighbour %s", addr), unix.RTM_GETNEIGH, 0)
+	m.data = append(m.data, family(addr), 0, 0, 0)
+	m.data = order.AppendUint32(m.data, uint32(index))
+	m.data = append(m.data, 0, 0, 0, 0)
+	m.bytes(unix.NDA_DST, addr.AsSlice())
+	return m
+}
+
+func parseNeighbour(payload []byte) (at mac, permanent bool) {
+	const header = 12 // struct ndmsg
+	if len(payload) < header {
+		return mac{}, false
+	}
+	for typ, value := range attributes(payload[header:]) {
+		if typ == unix.NDA_LLADDR {
+			copy(at[:], value)
+		}
+	}
+	return at, order.Uint16(payload[8:])&unix.NUD_PERMANENT != 0
+}
+
+// link is what Check wants to know of a veth's end.
+type link struct {
+	index, peer int32
+	flags       uint32
+	mac         mac
+}
+
+func parseLink(payload []byte) (link, error) {
+	veth, err := parseVeth(payload)
+	if err != nil {
+		return link{}, err
+	}
+	l := link{index: veth.host, peer: veth.pod, flags: order.Uint32(payload[8:])}
+	for typ, value := range attributes(payload[unix.SizeofIfInfomsg:]) {
+		if typ == unix.IFLA_ADDRESS {
+			copy(l.mac[:], value)
+		}
+	}
+	return l, nil
 }
 
 // decision is where the kernel would send a packet.

@@ -39,23 +39,59 @@ type Interface struct {
 	Address netip.Prefix
 	// MTU of both ends, in bytes.
 	MTU int
+	// SourceCheck has the host drop what the pod sends from an address that is not routed back to it.
+	SourceCheck bool
 }
 
 // setupReserve is the part of the caller's time that Setup keeps for taking back what it made. Removing a veth waits
 // for RCU grace periods, 20 ms on an idle machine and several times that behind other writers.
 const setupReserve = 2 * time.Second
 
+// Wired is a pod that was set up. Its zero value is one that was not.
+type Wired struct {
+	dial dialer
+	made []int32 // indexes of the host veths
+}
+
+// Undo takes the pod's wiring back, for a caller that could not finish what else the pod needs. The links are deleted
+// by index: their names may belong to somebody else by now.
+func (w Wired) Undo(ctx context.Context) error {
+	if len(w.made) == 0 {
+		return nil
+	}
+	host, err := w.dial.open()
+	if err != nil {
+		return err
+	}
+	defer host.close()
+	return w.undo(ctx, host)
+}
+
+func (w Wired) undo(ctx context.Context, host *conn) error {
+	var messages []message
+	for _, index := range w.made {
+		messages = append(messages, deleteLinkByIndex(index))
+	}
+	if len(messages) == 0 {
+		return nil
+	}
+	if err := host.all(ctx, messages); err != nil {
+		return fmt.Errorf("roll back: %w", err)
+	}
+	return nil
+}
+
 // Setup wires the pod, or leaves nothing behind. A veth of the same name, which only an older sandbox of the same pod
 // can have left, is replaced. Nothing is written to the host after ctx's deadline, apart from what the kernel has
 // been handed before: by then the runtime may be starting the pod's next sandbox under the same names.
-func Setup(ctx context.Context, pod Pod) error {
-	forward, cancel := withReserve(ctx, time.Now())
+func Setup(ctx context.Context, pod Pod) (Wired, error) {
+	forward, cancel := WithReserve(ctx, time.Now())
 	defer cancel()
 	return setup(forward, ctx, pod, dialer{})
 }
 
-// withReserve is ctx with an earlier deadline.
-func withReserve(ctx context.Context, now time.Time) (context.Context, context.CancelFunc) {
+// WithReserve is ctx with an earlier deadline: what is begun under it can be taken back under ctx.
+func WithReserve(ctx context.Context, now time.Time) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		return ctx, func() {}
@@ -64,40 +100,39 @@ func withReserve(ctx context.Context, now time.Time) (context.Context, context.C
 }
 
 // setup makes changes as long as forward lasts, and takes them back as long as back does.
-func setup(forward, back context.Context, pod Pod, dial dialer) error {
+func setup(forward, back context.Context, pod Pod, dial dialer) (Wired, error) {
 	if err := pod.validate(); err != nil {
-		return err
+		return Wired{}, err
 	}
 	netns, err := os.Open(pod.Netns)
 	if err != nil {
-		return fmt.Errorf("open the pod's network namespace: %w", err)
+		return Wired{}, fmt.Errorf("open the pod's network namespace: %w", err)
 	}
 	defer netns.Close()
 	if err := notOurs(netns); err != nil {
-		return err
+		return Wired{}, err
 	}
 	host, err := dial.open()
 	if err != nil {
-		return err
+		return Wired{}, err
 	}
 	defer host.close()
 
-	w := wiring{dial: dial, host: host, netns: int(netns.Fd())}
+	w := wiring{Wired: Wired{dial: dial}, host: host, netns: int(netns.Fd())}
 	for i := range pod.Interfaces {
 		if err := w.add(forward, pod, i); err != nil {
 			err = fmt.Errorf("interface %s of the pod (host end %s): %w", pod.Interfaces[i].Name, pod.Interfaces[i].HostVeth, err)
-			return errors.Join(err, w.undo(back))
+			return Wired{}, errors.Join(err, w.undo(back, host))
 		}
 	}
-	return nil
+	return w.Wired, nil
 }
 
 // wiring is a Setup in progress.
 type wiring struct {
-	dial  dialer
+	Wired
 	host  *conn
 	netns int
-	made  []int32 // indexes of the host veths made so far
 }
 
 func (w *wiring) add(ctx context.Context, pod Pod, i int) error {
@@ -186,62 +221,6 @@ func (w *wiring) indexes(ctx context.Context, iface Interface, link reply) (veth
 	}
 	_, undoErr := w.host.send(ctx, []message{deleteLinkByName(iface.HostVeth)})
 	return vethIndexes{}, errors.Join(err, undoErr)
-}
-
-// undo deletes what was made, by index: names may belong to somebody else by now.
-func (w *wiring) undo(ctx context.Context) error {
-	var messages []message
-	for _, index := range w.made {
-		messages = append(messages, deleteLinkByIndex(index))
-	}
-	if len(messages) == 0 {
-		return nil
-	}
-	if err := w.host.all(ctx, messages); err != nil {
-		return fmt.Errorf("roll back: %w", err)
-	}
-	return nil
-}
-
-// Remains is what a pod leaves on the host when it goes. Its veth is not part of it: that goes with the pod's network
-// namespace, asynchronously, while deleting it costs the caller RCU grace periods.
-type Remains struct {
-	Addresses []netip.Addr
-	// Via, if set, is the host veth that the routes must point to. It is for callers that are not sure that the
-	// addresses still belong to this pod: a route to another pod's veth then stays.
-	Via string
-}
-
-// Teardown removes the host's routes to the pod. What is gone already is fine, and so is a missing namespace.
-func Teardown(ctx context.Context, remains Remains) error {
-	host, err := dialer{}.open()
-	if err != nil {
-		return err
-	}
-	defer host.close()
-	var via int32
-	if remains.Via != "" {
-		replies, err := host.send(ctx, []message{getLink(remains.Via)})
-		if err != nil {
-			return err
-		}
-		if errors.Is(replies[0].err, unix.ENODEV) {
-			return nil // the kernel took the routes with the link
-		}
-		if replies[0].err != nil {
-			return replies[0].err
-		}
-		veth, err := parseVeth(replies[0].payload)
-		if err != nil {
-			return err
-		}
-		via = veth.host
-	}
-	var messages []message
-	for _, addr := range remains.Addresses {
-		messages = append(messages, deleteHostRoutes(addr, via)...)
-	}
-	return host.all(ctx, messages)
 }
 
 // notOurs refuses the namespace that the caller is in: it would give the host a pod's default route.

@@ -43,7 +43,7 @@ func in(t *testing.T, host *nstest.NS, f func(ctx context.Context) error) error 
 
 func mustSetup(t *testing.T, host *nstest.NS, pod Pod) {
 	t.Helper()
-	if err := in(t, host, func(ctx context.Context) error { return Setup(ctx, pod) }); err != nil {
+	if err := in(t, host, func(ctx context.Context) error { _, err := Setup(ctx, pod); return err }); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -139,7 +139,8 @@ func TestSetupSendsAFixedNumberOfBatches(t *testing.T) {
 		}
 	}}
 	if err := in(t, host, func(ctx context.Context) error {
-		return setup(ctx, ctx, podOf(netns, "c1", "web-0", "10.0.1.11/32"), dial)
+		_, err := setup(ctx, ctx, podOf(netns, "c1", "web-0", "10.0.1.11/32"), dial)
+		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +218,7 @@ func TestSetupThatFailsLeavesNothing(t *testing.T) {
 			pod := podOf(netns, "c1", "web-0", "10.0.1.11/32")
 			breakIt(t, host, netns, &pod)
 			before := dump(host, "-4") + dump(netns, "-4")
-			err := in(t, host, func(ctx context.Context) error { return Setup(ctx, pod) })
+			err := in(t, host, func(ctx context.Context) error { _, err := Setup(ctx, pod); return err })
 			if err == nil {
 				t.Fatal("it worked")
 			}
@@ -235,9 +236,10 @@ func TestNothingIsWrittenAfterTheDeadline(t *testing.T) {
 	err := host.Do(func() error {
 		ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
 		defer cancel()
-		return setup(ctx, ctx, podOf(netns, "c1", "web-0", "10.0.1.11/32"), dialer{observe: func(messages []message) {
+		_, err := setup(ctx, ctx, podOf(netns, "c1", "web-0", "10.0.1.11/32"), dialer{observe: func(messages []message) {
 			t.Errorf("sent: %s", messages[0].what)
 		}})
+		return err
 	})
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
@@ -252,11 +254,12 @@ func TestDeadlineDuringSetupIsRolledBack(t *testing.T) {
 		forward, expire := context.WithCancel(ctx)
 		defer expire()
 		batches := 0
-		return setup(forward, ctx, podOf(netns, "c1", "web-0", "10.0.1.11/32"), dialer{observe: func([]message) {
+		_, err := setup(forward, ctx, podOf(netns, "c1", "web-0", "10.0.1.11/32"), dialer{observe: func([]message) {
 			if batches++; batches == 2 {
 				expire()
 			}
 		}})
+		return err
 	})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
@@ -273,14 +276,14 @@ func TestReserveForTheWayBack(t *testing.T) {
 		90 * time.Second: 88 * time.Second, 8 * time.Second: 6 * time.Second, 4 * time.Second: 3 * time.Second, 0: 0,
 	} {
 		ctx, cancel := context.WithDeadline(t.Context(), now.Add(left))
-		forward, stop := withReserve(ctx, now)
+		forward, stop := WithReserve(ctx, now)
 		if deadline, _ := forward.Deadline(); deadline.Sub(now) != want {
 			t.Errorf("with %s left, changes are made for %s, want %s", left, deadline.Sub(now), want)
 		}
 		stop()
 		cancel()
 	}
-	forward, stop := withReserve(t.Context(), now)
+	forward, stop := WithReserve(t.Context(), now)
 	defer stop()
 	if _, ok := forward.Deadline(); ok {
 		t.Error("a deadline from nowhere")

@@ -23,6 +23,9 @@ func newVeth(iface Interface, macs macPair, netns int, want vethIndexes) message
 	m.str(unix.IFLA_IFNAME, iface.HostVeth)
 	m.u32(unix.IFLA_MTU, uint32(iface.MTU))
 	m.bytes(unix.IFLA_ADDRESS, macs.host[:])
+	if iface.SourceCheck {
+		m.u32(unix.IFLA_GROUP, names.GroupSourceCheck)
+	}
 	m.nested(unix.IFLA_LINKINFO, func() {
 		m.str(unix.IFLA_INFO_KIND, "veth")
 		m.nested(unix.IFLA_INFO_DATA, func() {
@@ -64,8 +67,12 @@ func podState(iface Interface, i int, index int32, gatewayMAC mac) []message {
 // for those who look there. Nothing here depends on how many pods there are. (A layout with rules per pod would add
 // its rules to this list and to deleteHostRoutes.)
 func hostState(iface Interface, index int32) []message {
+	up := linkUp(iface.HostVeth, index)
+	if iface.SourceCheck && !iface.Address.Addr().Is6() {
+		up.strictSource()
+	}
 	return []message{
-		linkUp(iface.HostVeth, index),
+		up,
 		newRoute(route{dst: iface.Address, link: index, table: names.TablePods, protocol: names.RouteProtocol}),
 		newRoute(route{dst: iface.Address, link: index, table: names.TableMain, protocol: unix.RTPROT_BOOT}),
 	}
@@ -91,6 +98,20 @@ func linkUp(name string, index int32) message {
 	m := newMessage("set link "+name+" up", unix.RTM_NEWLINK, 0)
 	m.ifinfo(index, unix.IFF_UP, unix.IFF_UP)
 	return m
+}
+
+// strictSource has the kernel drop IPv4 packets that come in by the link from an address it would not send there. The
+// host's end of a veth has no address, which makes loose checking (conf.all.rp_filter=2) as strict there.
+func (m *message) strictSource() {
+	const (
+		inetConf = 1 // IFLA_INET_CONF of linux/if_link.h
+		rpFilter = 8 // IPV4_DEVCONF_RP_FILTER of linux/ip.h
+	)
+	m.nested(unix.IFLA_AF_SPEC, func() {
+		m.nested(unix.AF_INET, func() {
+			m.nested(inetConf, func() { m.u32(rpFilter, 1) })
+		})
+	})
 }
 
 func deleteLinkByName(name string) message {

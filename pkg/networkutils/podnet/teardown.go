@@ -1,0 +1,223 @@
+package podnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"vpccni/pkg/networkutils/names"
+
+	"golang.org/x/sys/unix"
+)
+
+// Remains is what a pod leaves on the host when it goes. Its veth is not part of it: that goes with the pod's network
+// namespace, asynchronously, while deleting it costs the caller RCU grace periods.
+type Remains struct {
+	Addresses []netip.Addr
+	// Via, if set, is the host veth that the routes must point to. It is for callers that are not sure that the
+	// addresses still belong to this pod: a route to another pod's veth then stays, and so do the rules.
+	Via string
+	// VLAN is the number of a branch ENI's VLAN, 0 for other pods. Its link on the trunk ENI is deleted, and with it
+	// the routes that lead there.
+	VLAN int
+}
+
+// maxRules bounds how many rules of one kind a pod can have: versions long ago made one for each range of the VPC.
+const maxRules = 64
+
+// Teardown removes the host's routes to the pod, and the rules that versions before this one made for each pod. What is
+// gone already is fine, and so is a missing namespace.
+func Teardown(ctx context.Context, remains Remains) error {
+	host, err := dialer{}.open()
+	if err != nil {
+		return err
+	}
+	defer host.close()
+	if remains.Via != "" {
+		return teardownVia(ctx, host, remains)
+	}
+	var messages, rules []message
+	if remains.VLAN != 0 {
+		link := deleteLinkByName(names.VLANLink(remains.VLAN))
+		link.ignore = []unix.Errno{unix.ENODEV}
+		messages = append(messages, link)
+		for _, f := range families(remains.Addresses) {
+			rules = append(rules, deleteRuleLookup(f, names.VLANTable(remains.VLAN), names.PriorityVLAN))
+		}
+	}
+	for _, addr := range remains.Addresses {
+		messages = append(messages, deleteHostRoutes(addr, 0)...)
+		if remains.VLAN != 0 {
+			messages = append(messages, deleteRoute(route{dst: single(addr), table: names.VLANTable(remains.VLAN)}))
+		}
+		rules = append(rules, deleteRuleTo(addr), deleteRuleFrom(addr))
+	}
+	if len(messages) == 0 {
+		return nil
+	}
+	replies, err := host.send(ctx, append(messages, rules...))
+	if err != nil {
+		return err
+	}
+	var failed error
+	for _, r := range replies[:len(messages)] {
+		failed = errors.Join(failed, r.err)
+	}
+	return errors.Join(failed, deleteRules(ctx, host, rules, replies[len(messages):]))
+}
+
+// DeleteVeth deletes a host veth and with it its other end and its routes. It is for sandboxes that nobody will delete any
+// more: elsewhere the veth is left to go with its network namespace. A link that is no veth, or has another index by now,
+// is an error; one that is gone is not.
+func DeleteVeth(ctx context.Context, name string, index int) error {
+	host, err := dialer{}.open()
+	if err != nil {
+		return err
+	}
+	defer host.close()
+	answer, err := host.ask(ctx, getLink(name))
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if veth, err := parseVeth(answer); err != nil || int(veth.host) != index || kindOf(answer) != "veth" {
+		return fmt.Errorf("link %s is not the veth with number %d", name, index)
+	}
+	return host.all(ctx, []message{deleteLinkByIndex(int32(index))})
+}
+
+// kindOf reads the kind of a link from the answer to getLink.
+func kindOf(payload []byte) string {
+	for typ, value := range attributes(payload[unix.SizeofIfInfomsg:]) {
+		if typ != unix.IFLA_LINKINFO {
+			continue
+		}
+		for typ, value := range attributes(value) {
+			if typ == unix.IFLA_INFO_KIND {
+				return strings.TrimRight(string(value), "\x00")
+			}
+		}
+	}
+	return ""
+}
+
+// deleteRules repeats each deletion that found a rule until it finds none.
+func deleteRules(ctx context.Context, host *conn, rules []message, replies []reply) error {
+	for range maxRules {
+		var again []message
+		for i, r := range replies {
+			switch {
+			case r.err == nil:
+				again = append(again, rules[i])
+			case errors.Is(r.err, unix.ENOENT), errors.Is(r.err, unix.ESRCH):
+			default:
+				return r.err
+			}
+		}
+		if len(again) == 0 {
+			return nil
+		}
+		var err error
+		if replies, err = host.send(ctx, again); err != nil {
+			return err
+		}
+		rules = again
+	}
+	return fmt.Errorf("more than %d rules: %s", maxRules, rules[0].what)
+}
+
+// teardownVia removes the routes that lead into a veth, and the rules of the addresses whose routes did.
+func teardownVia(ctx context.Context, host *conn, remains Remains) error {
+	replies, err := host.send(ctx, []message{getLink(remains.Via)})
+	switch {
+	case err != nil:
+		return err
+	case errors.Is(replies[0].err, unix.ENODEV):
+		return nil // the kernel took the routes with the link
+	case replies[0].err != nil:
+		return replies[0].err
+	}
+	veth, err := parseVeth(replies[0].payload)
+	if err != nil {
+		return err
+	}
+	var rules []message
+	for _, addr := range remains.Addresses {
+		routes := deleteHostRoutes(addr, veth.host)
+		for i := range routes {
+			routes[i].ignore = nil // it tells whose the address is
+		}
+		replies, err := host.send(ctx, routes)
+		if err != nil {
+			return err
+		}
+		for _, r := range replies {
+			switch {
+			case r.err == nil:
+				rules = append(rules, deleteRuleTo(addr), deleteRuleFrom(addr))
+			case errors.Is(r.err, unix.ESRCH), errors.Is(r.err, unix.ENOENT):
+			default:
+				return r.err
+			}
+		}
+	}
+	if len(rules) == 0 {
+		return nil
+	}
+	replies, err = host.send(ctx, rules)
+	if err != nil {
+		return err
+	}
+	return deleteRules(ctx, host, rules, replies)
+}
+
+// families are those of the addresses, or both if there is none to tell.
+func families(addrs []netip.Addr) []uint8 {
+	var v4, v6 bool
+	for _, a := range addrs {
+		v4, v6 = v4 || a.Is4(), v6 || a.Is6()
+	}
+	switch {
+	case v4 == v6:
+		return []uint8{unix.AF_INET, unix.AF_INET6}
+	case v4:
+		return []uint8{unix.AF_INET}
+	default:
+		return []uint8{unix.AF_INET6}
+	}
+}
+
+// deleteRuleLookup deletes a rule of a priority that looks into a table, whatever it matches.
+func deleteRuleLookup(family uint8, table int, priority uint32) message {
+	m := newMessage(fmt.Sprintf("delete rule %d lookup %d", priority, table), unix.RTM_DELRULE, 0)
+	m.data = append(m.data, family, 0, 0, 0, tableByte(table), 0, 0, unix.FR_ACT_TO_TBL)
+	m.data = order.AppendUint32(m.data, 0)
+	m.u32(unix.FRA_PRIORITY, priority)
+	m.u32(unix.FRA_TABLE, uint32(table))
+	return m
+}
+
+// deleteRuleTo deletes the rule by which versions before this one looked for a pod's route in main.
+func deleteRuleTo(addr netip.Addr) message {
+	m := newMessage(fmt.Sprintf("delete rule to %s", addr), unix.RTM_DELRULE, 0)
+	m.data = append(m.data, family(addr), uint8(addr.BitLen()), 0, 0, unix.RT_TABLE_MAIN, 0, 0, unix.FR_ACT_TO_TBL)
+	m.data = order.AppendUint32(m.data, 0)
+	m.bytes(unix.FRA_DST, addr.AsSlice())
+	m.u32(unix.FRA_PRIORITY, names.PriorityPods)
+	m.u32(unix.FRA_TABLE, names.TableMain)
+	return m
+}
+
+// deleteRuleFrom deletes a rule by which versions before this one sent a pod's packets to its ENI's table.
+func deleteRuleFrom(addr netip.Addr) message {
+	m := newMessage(fmt.Sprintf("delete rule from %s", addr), unix.RTM_DELRULE, 0)
+	m.data = append(m.data, family(addr), 0, uint8(addr.BitLen()), 0, unix.RT_TABLE_UNSPEC, 0, 0, unix.FR_ACT_TO_TBL)
+	m.data = order.AppendUint32(m.data, 0)
+	m.bytes(unix.FRA_SRC, addr.AsSlice())
+	m.u32(unix.FRA_PRIORITY, names.PriorityENI)
+	return m
+}
