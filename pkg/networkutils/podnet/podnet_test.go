@@ -49,7 +49,7 @@ func mustSetup(t *testing.T, host *nstest.NS, pod Pod) {
 }
 
 // volatile is what the kernel picks, or changes in its own time once a link has a carrier.
-var volatile = regexp.MustCompile(`(?m)^\d+: |@if\d+| <\S+>| state \S+| +$|^fe80::/64 .*\n`)
+var volatile = regexp.MustCompile(`(?m)^\d+: |@if\d+| <\S+>| state \S+| linkdown\b| +$|^fe80::/64 .*\n`)
 
 // dump renders what a namespace holds.
 func dump(ns *nstest.NS, family string) string {
