@@ -24,6 +24,9 @@ type Remains struct {
 	VLAN int
 }
 
+// predecessorENI is the priority of the rules by which versions up to 1.23 send a pod's packets to its ENI's table.
+const predecessorENI = 1536
+
 // maxRules bounds how many rules of one kind a pod can have: versions long ago made one for each range of the VPC.
 const maxRules = 64
 
@@ -218,6 +221,6 @@ func deleteRuleFrom(addr netip.Addr) message {
 	m.data = append(m.data, family(addr), 0, uint8(addr.BitLen()), 0, unix.RT_TABLE_UNSPEC, 0, 0, unix.FR_ACT_TO_TBL)
 	m.data = order.AppendUint32(m.data, 0)
 	m.bytes(unix.FRA_SRC, addr.AsSlice())
-	m.u32(unix.FRA_PRIORITY, names.PriorityENI)
+	m.u32(unix.FRA_PRIORITY, predecessorENI)
 	return m
 }
