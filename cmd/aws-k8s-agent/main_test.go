@@ -16,7 +16,14 @@ func TestDegraded(t *testing.T) {
 	}
 	ill := fine
 	ill.ENIs = []ipamd.ENIView{{NotReady: "no link"}}
-	for name, v := range map[string]ipamd.View{"not ready": {Verified: fine.Verified}, "EC2 never answered": {Ready: true}, "an ENI": ill} {
+	off := fine
+	off.Degraded = []ipamd.Degradation{{Feature: ipamd.FeatureNode, Chosen: true}}
+	if degraded(off) {
+		t.Error("what a setting wants counts as degraded")
+	}
+	away := fine
+	away.Degraded = []ipamd.Degradation{{Feature: ipamd.FeatureNode}}
+	for name, v := range map[string]ipamd.View{"not ready": {Verified: fine.Verified}, "EC2 never answered": {Ready: true}, "an ENI": ill, "a feature": away} {
 		if !degraded(v) {
 			t.Errorf("%s: not degraded", name)
 		}

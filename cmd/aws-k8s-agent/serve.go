@@ -21,8 +21,10 @@ import (
 	"vpccni/pkg/ipamd/checkpoint"
 	"vpccni/pkg/ipamd/httpserve"
 	"vpccni/pkg/ipamd/introspect"
+	"vpccni/pkg/ipamd/kube"
 	"vpccni/pkg/ipamd/metrics"
 	"vpccni/pkg/ipamd/rpcserver"
+	"vpccni/pkg/k8sapi"
 	"vpccni/pkg/networkutils/hostnet"
 	"vpccni/pkg/networkutils/names"
 	"vpccni/pkg/networkutils/predecessor"
@@ -47,9 +49,10 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	id := instance.Identity
 	log.Info("instance", "id", id.InstanceID, "type", id.InstanceType, "zone", id.Zone, "subnet", id.SubnetID, "address", id.PrimaryIP,
 		"vpc", id.VPCID, "cidrs", instance.VPCCIDRs)
+	agent := newAgent(cfg, id.InstanceID, clock, log)
 	ec2, err := awsutils.NewEC2(ctx, awsutils.EC2Options{
 		Region: id.Region, Endpoint: cfg.EC2Endpoint, Version: cfg.Version, HTTPTimeout: cfg.HTTPTimeout,
-		Observe: meter.AWS,
+		Observe: func(c awsutils.Call) { meter.AWS(c); agent.AWS(c) },
 	})
 	if err != nil {
 		return err
@@ -87,6 +90,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		Settings: bootstrap.Settings(cfg, limits, log), Identity: id, Limits: limits, Groups: instance.Groups,
 		VPCCIDRs: instance.VPCCIDRs, Subnets: instance.Subnets, Restored: restored,
 		EC2: ec2, Network: host, Checkpointer: store, Clock: clock, Log: log,
+		Notify: agent.Notify,
 	})
 	if err != nil {
 		return err
@@ -138,6 +142,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		return nil
 	})
 	group.Go(func() error { auditor.Run(ctx); return nil })
+	group.Go(func() error { agent.Run(ctx, daemon); return nil })
 	group.Go(func() error {
 		bootstrap.TakeOver(ctx, clock, daemon.View, func(ctx context.Context, ours func(netip.Addr) bool) (predecessor.Report, error) {
 			return predecessor.Sweep(ctx, predecessor.Options{Log: log}, ours)
@@ -204,9 +209,26 @@ func observer(m *metrics.Metrics) func(rpcserver.Call) {
 	}
 }
 
-// degraded tells whether something does not work at present: EC2 refuses a call or has never answered, or an ENI
-// cannot serve.
+// newAgent prepares what is said to Kubernetes. Nothing is asked yet: whether there is an API, and whether it answers, is
+// not waited for.
+func newAgent(cfg config.Config, instance string, clock clockwork.Clock, log *slog.Logger) *kube.Agent {
+	client, err := k8sapi.New(k8sapi.Options{
+		Endpoint: cfg.ClusterEndpoint, Host: cfg.KubernetesHost, Port: cfg.KubernetesPort,
+		UserAgent: "vpc-cni-ipamd/" + version.Version, Clock: clock,
+	})
+	return kube.New(kube.Options{
+		Client: client, Missing: err, NodeName: cfg.NodeName, PodName: cfg.PodName, Instance: instance, Clock: clock, Log: log,
+	})
+}
+
+// degraded tells whether something does not work at present: EC2 refuses a call or has never answered, an ENI cannot
+// serve, or a feature beside them is degraded without anybody's wish.
 func degraded(v ipamd.View) bool {
+	for _, d := range v.Degraded {
+		if !d.Chosen {
+			return true
+		}
+	}
 	for _, e := range v.ENIs {
 		if e.NotReady != "" {
 			return true

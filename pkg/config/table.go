@@ -125,12 +125,8 @@ var daemonVariables = []variable{
 		remark: when(false, "this version deletes no ENI that another node left behind"),
 		effect: "Detached ENIs that other nodes left behind are not deleted. This version never deletes them.",
 	},
-	spec[bool]{
-		section: modeSection, name: "AWS_MANAGE_ENIS_NON_SCHEDULABLE", kind: boolKind,
-		field:  func(c *Config) *bool { return &c.ManageENIsWhenNonSchedulable },
-		remark: when(false, "this version does not ask whether the node is cordoned"),
-		effect: "The pool is also resized while the node is cordoned. This version always does so.",
-	},
+	toggle("AWS_MANAGE_ENIS_NON_SCHEDULABLE", false, func(c *Config) *bool { return &c.ManageENIsWhenNonSchedulable },
+		"The pool is also resized while the node is cordoned. Otherwise it grows then for pods that wait only, and does not shrink."),
 	absent("ENABLE_V6_EGRESS", false, func(c *Config) *bool { return &c.V6Egress },
 		"IPv4 pods reach IPv6 destinations through the node's address."),
 

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,6 +34,8 @@ const (
 	// flushTimeout bounds the last commit, stopTimeout what is under way when the daemon ends.
 	flushTimeout = time.Second
 	stopTimeout  = time.Second
+	// maxEarly is more than can be heard of the node before the daemon starts.
+	maxEarly = 16
 )
 
 // Daemon is ipamd: a controller and the shell that carries out what it decides. Every event is decided under one
@@ -49,6 +53,9 @@ type Daemon struct {
 	dels   map[uint64]func(DelReply, error)
 	timer  clockwork.Timer
 	ctx    context.Context // of Run; nil before
+	early  []event         // what was heard before
+	// degraded are the features that others say do not work.
+	degraded map[string]Degradation
 	// running counts the goroutines that end in an event. While stopping, the last of them closes ended.
 	running  int
 	stopping bool
@@ -95,7 +102,7 @@ func New(o Options) (*Daemon, error) {
 		o.Rand = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	}
 	return &Daemon{o: o, clock: o.Clock, log: o.Log, ready: make(chan struct{}), ended: make(chan struct{}), ctrl: newController(o, o.Rand),
-		adds: map[uint64]func(AddReply, error){}, dels: map[uint64]func(DelReply, error){}}, nil
+		adds: map[uint64]func(AddReply, error){}, dels: map[uint64]func(DelReply, error){}, degraded: map[string]Degradation{}}, nil
 }
 
 // Run works until the context ends. Then nothing new is begun, ADDs that wait are refused, what is under way has a
@@ -135,8 +142,13 @@ func (d *Daemon) Start(ctx context.Context) error {
 		return errors.New("ipamd: it was started before")
 	}
 	d.ctx = ctx
+	lines := d.decide(evStart{})
+	for _, ev := range d.early {
+		lines = append(lines, d.decide(ev)...)
+	}
+	d.early = nil
 	d.mu.Unlock()
-	d.dispatch(evStart{})
+	d.write(lines)
 	return nil
 }
 
@@ -248,7 +260,37 @@ func (d *Daemon) HostChanged() { d.dispatch(evHost{}) }
 func (d *Daemon) View() View {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.ctrl.view(d.clock.Now())
+	v := d.ctrl.view(d.clock.Now())
+	for _, feature := range slices.Sorted(maps.Keys(d.degraded)) {
+		v.Degraded = append(v.Degraded, d.degraded[feature])
+	}
+	return v
+}
+
+// SetDegraded tells the daemon that a feature beside its own work does not work, and why; an empty reason: it does.
+// Chosen says that a setting wants it so, or that one is missing, so that nothing has to be repaired.
+func (d *Daemon) SetDegraded(feature, reason string, chosen bool) {
+	d.mu.Lock()
+	was, known := d.degraded[feature]
+	switch {
+	case reason == "":
+		delete(d.degraded, feature)
+	case known:
+		was.Reason, was.Chosen = reason, chosen
+		d.degraded[feature] = was
+	default:
+		d.degraded[feature] = Degradation{Feature: feature, Reason: reason, Chosen: chosen, Since: d.clock.Now()}
+	}
+	d.mu.Unlock()
+	// Reasons change from try to try; that there is one is what is worth a line.
+	switch {
+	case reason != "" && !known && chosen:
+		d.log.Info("feature off", "feature", feature, "reason", reason)
+	case reason != "" && !known:
+		d.log.Warn("feature degraded", "feature", feature, "reason", reason)
+	case reason == "" && known:
+		d.log.Info("feature works again", "feature", feature)
+	}
 }
 
 // Plan is what the planner would do now, and why. Nothing comes of it.
@@ -284,7 +326,10 @@ func (d *Daemon) register(request func(id uint64) event) (id uint64, ok bool) {
 func (d *Daemon) dispatch(ev event) {
 	var lines []effLog
 	d.mu.Lock()
-	if d.ctx != nil && !d.isEnded() {
+	switch {
+	case d.ctx == nil && len(d.early) < maxEarly:
+		d.early = append(d.early, ev)
+	case d.ctx != nil && !d.isEnded():
 		lines = d.decide(ev)
 	}
 	d.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 
 	"vpccni/pkg/ipamd/datastore"
 	"vpccni/pkg/ipamd/warmpool"
+	"vpccni/pkg/maxpods"
 	"vpccni/pkg/networkutils/names"
 )
 
@@ -165,7 +166,7 @@ func (c *controller) waitingFor(now time.Time) string {
 // view copies everything.
 func (c *controller) view(now time.Time) View {
 	d := c.store.Detail(now)
-	v := View{Time: now, Ready: c.isReady, Verified: c.verified, Limits: c.limits, Targets: c.set.Targets,
+	v := View{Time: now, Ready: c.isReady, Verified: c.verified, Limits: c.limits, Targets: c.set.Targets, Capacity: c.capacity(),
 		Unplaced: d.Unplaced, Waiting: len(c.queue), Plan: c.plan, PlanTime: c.plannedAt,
 		Refusals: c.refusals.Active(now), Counters: c.counters}
 	v.Plan.Actions = append([]warmpool.Action(nil), c.plan.Actions...)
@@ -192,6 +193,20 @@ func (c *controller) view(now time.Time) View {
 			Since: op.since, Tries: op.tries, Error: op.err, Reason: op.reason})
 	}
 	return v
+}
+
+// capacity is how many pods the node has addresses for at most.
+func (c *controller) capacity() int {
+	enis := c.limits.ENIs
+	if c.limits.MaxENI > 0 {
+		enis = min(enis, c.limits.MaxENI)
+	}
+	for _, e := range c.enis {
+		if e.Card == c.card && !e.managed {
+			enis-- // somebody else's, but its place is taken
+		}
+	}
+	return maxpods.Node{ENIs: max(enis, 0), IPv4PerENI: c.limits.IPsPerENI + 1, Prefixes: c.set.Targets.Prefixes}.Pods()
 }
 
 func routeTable(e *iface) int { return names.RouteTable(e.Card, e.Device) }

@@ -15,6 +15,11 @@ type View struct {
 	Verified time.Time
 	Limits   warmpool.Limits
 	Targets  warmpool.Targets
+	// Capacity is how many pods the node has addresses for when its pool is at its largest, with those on the host's
+	// network: what the kubelet's max-pods (Targets.MaxPods) should not exceed.
+	Capacity int
+	// Degraded are the features beside the pool that do not work, by name.
+	Degraded []Degradation
 
 	ENIs     []ENIView // by card, device, id
 	Totals   datastore.Counts
@@ -28,6 +33,26 @@ type View struct {
 	Refusals  []warmpool.Refusal
 	Counters  Counters
 }
+
+// Degradation is a feature beside the pool that does not work at present.
+type Degradation struct {
+	Feature string // one of the Feature constants
+	Reason  string
+	// Chosen: a setting wants it so, or one is missing; nothing has to be repaired.
+	Chosen bool
+	Since  time.Time
+}
+
+// The features that can be degraded. What EC2 refuses is in View.Refusals.
+const (
+	// FeatureNode: max-pods and cordon, from the Node object. Without it the pool goes by the instance type alone and
+	// keeps its size while the node is cordoned.
+	FeatureNode = "node"
+	// FeatureEvents: events for people.
+	FeatureEvents = "events"
+	// FeatureOrphans: removal of the ENIs that ended instances left behind, once this node is the one to do it.
+	FeatureOrphans = "orphan-cleaner"
+)
 
 // ENIView is an ENI with its addresses and their holders.
 type ENIView struct {
