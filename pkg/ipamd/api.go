@@ -84,7 +84,7 @@ const (
 	CodeAtLimit Code = "AtLimit"
 	// CodeWaitTimeout: addresses were being brought in, but not within the wait.
 	CodeWaitTimeout Code = "WaitTimeout"
-	// CodeSubnetExhausted: the subnet has no free address.
+	// CodeSubnetExhausted: no subnet that may be used has a free address.
 	CodeSubnetExhausted Code = "SubnetExhausted"
 	// CodeDenied: IAM refuses the EC2 calls that would bring in an address.
 	CodeDenied Code = "Denied"

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -48,6 +49,7 @@ type controller struct {
 	counters  Counters
 	isReady   bool
 	node      NodeState
+	zone      zone
 	leaving   string // why the instance is about to end; empty if it is not
 	stopping  bool
 	effects   []effect
@@ -91,7 +93,7 @@ type iface struct {
 
 func newController(o Options, r *rand.Rand) *controller {
 	c := &controller{
-		set: o.Settings, id: o.Identity, groups: o.Groups, subnets: o.Subnets, restored: o.Restored, rand: r,
+		set: o.Settings, id: o.Identity, groups: o.Groups, subnets: maps.Clone(o.Subnets), restored: o.Restored, rand: r,
 		card: o.Limits.DefaultCard,
 		limits: warmpool.Limits{InstanceType: o.Identity.InstanceType, ENIs: o.Limits.ENIs,
 			IPsPerENI: o.Limits.IPv4PerENI - 1, MaxENI: o.Settings.MaxENI},

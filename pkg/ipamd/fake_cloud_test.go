@@ -53,8 +53,8 @@ type cloud struct {
 	// others are the subnets of the zone beside the primary ENI's; tags are those of all of them.
 	others map[string]netip.Prefix
 	tags   map[string]map[string]string
-	// reuse hands out the lowest free address instead of the longest unused one.
-	reuse bool
+	// reuse hands out the lowest free address instead of the longest unused one; scatter, one of the emptiest /28.
+	reuse, scatter bool
 }
 
 func newCloud(maxENIs, maxIPs int) *cloud {
@@ -78,6 +78,9 @@ func (c *cloud) takeIP() (netip.Addr, error) {
 	if c.reuse {
 		c.next = testCIDR.Addr()
 	}
+	if c.scatter {
+		c.next = c.emptiest()
+	}
 	for range 1 << (32 - testCIDR.Bits()) {
 		ip := c.next
 		if c.next = c.next.Next(); !testCIDR.Contains(c.next) {
@@ -89,6 +92,21 @@ func (c *cloud) takeIP() (netip.Addr, error) {
 		}
 	}
 	return netip.Addr{}, awsError("InsufficientFreeAddressesInSubnet")
+}
+
+// emptiest is an address of the emptiest /28.
+func (c *cloud) emptiest() netip.Addr {
+	used := map[netip.Prefix]int{}
+	for ip := range c.used {
+		used[blockOf(ip)]++
+	}
+	best := blockOf(testCIDR.Addr())
+	for b := best; testCIDR.Contains(b.Addr()); b = after(b) {
+		if used[b] < used[best] {
+			best = b
+		}
+	}
+	return best.Addr()
 }
 
 // addSubnet adds a subnet of the zone. Its addresses are handed out lowest first.

@@ -34,7 +34,7 @@ func (c *controller) startCreate(a warmpool.Action, now time.Time) {
 	maps.Copy(tags, c.set.ENITags)
 	op := c.newOp(opCreate, stageCommit, now)
 	op.device, op.n, op.prefix, op.reason = a.Device, a.N+a.Prefixes, a.Prefixes > 0, a.Reason
-	op.spec = awsutils.NewENI{SubnetID: c.id.SubnetID, Groups: c.groups, Description: descriptionPre + c.id.InstanceID,
+	op.spec = awsutils.NewENI{SubnetID: a.Subnet, Groups: c.groups, Description: descriptionPre + c.id.InstanceID,
 		Tags: tags, IPs: a.N, Prefixes: a.Prefixes, Token: c.token()}
 	// The token goes into the journal before the call: an ENI that is created but not attached is not among those
 	// that a restart finds with its one Describe of the instance.
@@ -53,6 +53,12 @@ func (c *controller) createStep(op *operation, ev evCalled, now time.Time) {
 }
 
 func (c *controller) createAnswered(op *operation, ev evCalled, now time.Time) {
+	if ev.err == nil && len(ev.enis) == 1 && c.enis[ev.enis[0].ID] != nil {
+		// A token that was used before: nothing was made, and what there is must not be undone with this operation.
+		c.log(slog.LevelError, "EC2 gave an ENI that the node has already", "eni", ev.enis[0].ID)
+		c.end(op)
+		return
+	}
 	if ev.err == nil && len(ev.enis) == 1 {
 		c.counters.ENIsCreated++
 		op.eni = ev.enis[0].ID
@@ -274,6 +280,12 @@ func (c *controller) startAssign(a warmpool.Action, now time.Time) {
 	op := c.newOp(opAssign, stageCall, now)
 	op.eni, op.device, op.n, op.reason = a.ENI, e.Device, a.N, a.Reason
 	op.prefix = a.Kind == warmpool.AssignPrefixes
+	if a.Dense {
+		// Where there are fewer of them, the next plan brings in the rest.
+		if op.want = c.besides(e, a.N); len(op.want) > 0 {
+			op.n = len(op.want)
+		}
+	}
 	e.busy = op
 	c.unsaved = true
 	c.begin(op, now)
@@ -330,9 +342,13 @@ func (c *controller) addressStep(op *operation, ev evCalled, now time.Time) {
 		c.end(op)
 		return
 	}
-	if op.kind == opUnassign {
+	switch class := awsutils.Classify(ev.err); {
+	case op.kind == opUnassign:
 		c.refused(kind, target, op.n, ev.err, now)
-	} else {
+	case len(op.want) > 0 && (class == awsutils.InUse || class == awsutils.Other || class == awsutils.InsufficientAddresses):
+		// Somebody else has one of them. From now on EC2 chooses.
+		c.refusals = c.refusals.Refused(warmpool.OpDense, target, warmpool.CauseExhausted, op.n, ev.err.Error(), c.rand.Float64(), now)
+	default:
 		c.refusedBlocks(op, kind, target, ev.err, now)
 	}
 	switch class := awsutils.Classify(ev.err); {

@@ -102,11 +102,7 @@ func (c *controller) applied(ev evApplied, now time.Time) {
 			c.log(slog.LevelInfo, "ENI is ready", "eni", e.ID)
 		}
 		e.ready, e.notReady, e.notReadySince = true, "", time.Time{}
-		for _, phase := range []datastore.Phase{datastore.Wired, datastore.Usable} {
-			if c.store.SetPhase(e.ID, phase) != nil {
-				break
-			}
-		}
+		c.serveOrNot(e)
 		c.store.ReadyBlocks(e.ID, x.Pool, now)
 		c.wired = c.wired || x.Primary && !e.lost
 	}

@@ -20,6 +20,7 @@ const (
 	opUnassign = "unassign" // call, check
 	opRemove   = "remove"   // drain, detach, delete
 	opObserve  = "observe"  // a Describe
+	opSubnets  = "subnets"  // DescribeSubnets
 )
 
 // The stages of operations.
@@ -58,6 +59,7 @@ type operation struct {
 	n       int
 	prefix  bool           // create, assign, unassign: of prefixes, which n then counts
 	blocks  []netip.Prefix // unassign
+	want    []netip.Addr   // assign: these, by name
 	spec    awsutils.NewENI
 	created awsutils.ENI // create: what EC2 made
 	unsure  bool         // create: there may be an ENI although no answer said so
@@ -110,6 +112,10 @@ func (c *controller) begin(op *operation, now time.Time) {
 		if e != nil {
 			x.mac = e.MAC
 		}
+	case op.kind == opSubnets:
+		x.method = callSubnets
+	case op.kind == opAssign && len(op.want) > 0:
+		x.method, x.addrs = callAssignAddresses, op.want
 	case op.kind == opAssign && op.prefix:
 		x.method, x.n = callAssignPrefixes, op.n
 	case op.kind == opAssign:
@@ -198,6 +204,8 @@ func (c *controller) called(ev evCalled, now time.Time) {
 		if op.method.metadata() {
 			return // a walk is no change; what it finds is
 		}
+	case opSubnets:
+		c.subnetsStep(op, ev, now)
 	}
 	c.planBy(0, now)
 }

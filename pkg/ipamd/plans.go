@@ -30,6 +30,8 @@ func (c *controller) makePlan(now time.Time) {
 			c.startAssign(a, now)
 		case warmpool.CreateENI:
 			c.startCreate(a, now)
+		case warmpool.FindSubnets:
+			c.startFind(a.Reason, now)
 		case warmpool.UnassignIPs, warmpool.UnassignPrefixes:
 			c.startUnassign(a, now)
 		case warmpool.RemoveENI:
@@ -60,7 +62,8 @@ func (c *controller) wouldPlan(now time.Time) warmpool.Decision {
 
 // planState is the pool as the planner sees it.
 func (c *controller) planState(now time.Time) warmpool.State {
-	s := warmpool.State{Subnet: c.id.SubnetID, Refusals: c.refusals, Hold: c.holdReason(),
+	s := warmpool.State{Refusals: c.refusals, Hold: c.holdReason(),
+		Zone:       warmpool.Zone{Subnets: c.offeredSubnets(), Discover: c.set.SubnetDiscovery, Known: c.zone.found, Asking: c.zone.finding != 0},
 		LastGrowth: c.lastGrowth, LastShrink: c.lastShrink, LastRemoval: c.lastRemoval}
 	ledger := map[string]datastore.ENIState{}
 	for _, st := range c.store.Snapshot(now).ENIs {
@@ -71,7 +74,7 @@ func (c *controller) planState(now time.Time) warmpool.State {
 		x := warmpool.ENI{ID: e.ID, Device: e.Device, Subnet: e.SubnetID, Primary: e.ID == c.id.PrimaryENI, Fixed: e.fixed,
 			Unmanaged: !e.managed, Leaving: c.removing(e) || e.lost, Detached: e.lost,
 			Stuck:  e.managed && !held || !e.notReadySince.IsZero() && now.Sub(e.notReadySince) >= stuckAfter || e.managed && !e.cidr.IsValid(),
-			Usable: st.Phase == datastore.Usable, Busy: e.busy != nil, Since: st.Since,
+			Usable: st.Phase == datastore.Usable || c.excludes(e) && st.Phase == datastore.Wired, Excluded: c.excludes(e), Busy: e.busy != nil, Since: st.Since,
 			Total: st.Total, Assigned: st.Assigned, Free: st.Free, Cooling: st.Cooling,
 			Quarantined: st.Quarantined, Returning: st.Leaving, Prefixes: prefixPart(st.Prefixes)}
 		c.overlookSuspects(e, &x)
@@ -138,7 +141,7 @@ func (c *controller) waitingFor(now time.Time) string {
 	}
 	for _, op := range c.operations() {
 		switch op.kind {
-		case opCreate, opAssign, opLink, opRemove:
+		case opCreate, opAssign, opLink, opRemove, opSubnets:
 			text := fmt.Sprintf("%s %s since %s", op.kind, op.stage, now.Sub(op.since).Round(time.Second))
 			if op.err != "" {
 				text += " (" + op.err + ")"

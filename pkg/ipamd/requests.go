@@ -147,7 +147,7 @@ func (c *controller) refuseHopeless(now time.Time) {
 	switch v.Cause {
 	case warmpool.CauseDenied:
 		code = CodeDenied
-	case warmpool.CauseExhausted:
+	case warmpool.CauseExhausted, warmpool.CauseForbidden:
 		code = CodeSubnetExhausted
 	}
 	c.refuseAll(&Refusal{code, v.Reason})

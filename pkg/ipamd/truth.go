@@ -171,6 +171,7 @@ func (c *controller) meet(d awsutils.ENI, now time.Time) {
 		if !e.cidr.IsValid() {
 			e.notReady, e.notReadySince = "the range of subnet "+d.SubnetID+" is not known", now
 			c.log(slog.LevelError, "ENI cannot be used", "eni", e.ID, "error", e.notReady)
+			c.startFind(e.notReady, now)
 			return
 		}
 		c.protect(e, now)

@@ -55,7 +55,7 @@ type Phase string
 // The phases of an ENI. An ENI that is gone is not in the ledger.
 const (
 	Discovered Phase = "discovered" // attached, the host's network is not ready for it
-	Wired      Phase = "wired"      // the host's network is ready
+	Wired      Phase = "wired"      // the host's network is ready, but no new pods are to be served
 	Usable     Phase = "usable"     // serves pods
 	Draining   Phase = "draining"   // without pods, on its way out
 	Lost       Phase = "lost"       // EC2 has it no more, but pods live on it
@@ -65,7 +65,7 @@ const (
 var transitions = map[Phase][]Phase{
 	Discovered: {Wired, Draining, Lost},
 	Wired:      {Usable, Discovered, Draining, Lost},
-	Usable:     {Discovered, Draining, Lost},
+	Usable:     {Wired, Discovered, Draining, Lost},
 	Draining:   {Discovered},
 	Lost:       {Discovered},
 }

@@ -66,12 +66,16 @@ func sum(s State) figures {
 		if !e.serves() {
 			continue
 		}
+		f.inFlight = f.inFlight || e.Busy || e.Asked > 0 || e.Prefixes.Asked > 0 || !e.Usable
+		if e.Excluded {
+			f.total += e.Assigned // nothing but its pods
+			continue
+		}
 		f.total += e.hold()
 		f.usable += e.hold() - e.Assigned - e.Cooling - e.Quarantined
 		if e.Usable {
 			f.ready += e.Free
 		}
-		f.inFlight = f.inFlight || e.Busy || e.Asked > 0 || e.Prefixes.Asked > 0 || !e.Usable
 	}
 	for _, c := range s.Creating {
 		f.slots++
@@ -88,7 +92,7 @@ func sum(s State) figures {
 func (f figures) without(s State, prefixes bool) figures {
 	size, spare := blockSize(prefixes), 0
 	for _, e := range s.ENIs {
-		if !e.serves() {
+		if !e.serves() || e.Excluded {
 			continue
 		}
 		p := e.part(prefixes)

@@ -14,7 +14,9 @@ type growth struct {
 	fill     bool // as much as fits, not only what is missing
 	// instead asks for single addresses in the place of prefixes, and only where the subnet has no prefix.
 	instead bool
-	why     string
+	// waiting says that pods wait; needed, that a prefix would be used at once, and not only be held ready.
+	waiting, needed bool
+	why             string
 }
 
 // take is how many of a number of free slots to fill.
@@ -28,26 +30,32 @@ func (g growth) take(room int) int {
 
 // grow covers a shortage of addresses. Where full ENIs are counted, each step brings in as much as fits; it costs the
 // same call.
-func (d *Decision) grow(s State, f figures, t Targets, l Limits, short int, why string, now time.Time) {
+func (d *Decision) grow(s State, f, all figures, t Targets, l Limits, short int, why string, now time.Time) {
 	size := blockSize(t.Prefixes)
+	missing, _ := missingSingles(all, t)
 	d.bring(s, f, l, growth{prefixes: t.Prefixes, short: blocks(short, size), left: blocks(headroom(f, t), size),
-		fill: !t.byAddress() && !t.Prefixes, why: why}, now)
+		fill: !t.byAddress() && !t.Prefixes, waiting: s.Waiting > 0, needed: missing > 0, why: why}, now)
+}
+
+// missingSingles is how many single addresses have to stand in for prefixes.
+func missingSingles(all figures, t Targets) (short, free int) {
+	free = all.usable - all.waiting
+	if t.byAddress() {
+		return max(t.WarmIP-free, t.MinimumIP-all.total), free
+	}
+	return t.WarmPrefix - free, free
 }
 
 // fallBack asks for single addresses where a subnet has addresses but no free /28. It asks for what the pods need
 // and the IP targets say; a free prefix that WARM_PREFIX_TARGET wants is worth a slot here: more single addresses
 // would take the slots that prefixes need when the subnet has them again.
 func (d *Decision) fallBack(s State, f figures, t Targets, l Limits, now time.Time) {
-	free := f.usable - f.waiting
-	short := t.WarmPrefix - free
-	if t.byAddress() {
-		short = max(t.WarmIP-free, t.MinimumIP-f.total)
-	}
+	short, free := missingSingles(f, t)
 	left := headroom(f, t)
 	if short = min(short, left); short <= 0 {
 		return
 	}
-	d.bring(s, f, l, growth{short: short, left: left, instead: true,
+	d.bring(s, f, l, growth{short: short, left: left, instead: true, waiting: s.Waiting > 0,
 		why: fmt.Sprintf("%d free after %d waiting pods, and the subnet has no free /28", free, f.waiting)}, now)
 }
 
@@ -70,7 +78,7 @@ func (d *Decision) bring(s State, f figures, l Limits, g growth, now time.Time) 
 		wanted := g.take(room)
 		n := g.allowed(s.Refusals, OpAssign, e.Subnet, wanted, now)
 		if room > 0 && (n <= 0 || probed[e.Subnet]) {
-			d.wakeAt(g.until(s.Refusals, OpAssign, e.Subnet), now)
+			d.wakeAt(g.until(s.Refusals, OpAssign, e.Subnet, now), now)
 			if s.Refusals.passing(OpAssign, e.Subnet, now) {
 				g.short -= room
 			}
@@ -78,7 +86,8 @@ func (d *Decision) bring(s State, f figures, l Limits, g growth, now time.Time) 
 		}
 		if room > 0 {
 			probed[e.Subnet] = n < wanted || g.prefixes && s.Refusals.doubtful(e.Subnet)
-			d.Actions = append(d.Actions, Action{Kind: assignKind(g.prefixes), ENI: e.ID, Device: e.Device, N: n, Reason: g.why})
+			d.Actions = append(d.Actions, Action{Kind: assignKind(g.prefixes), ENI: e.ID, Device: e.Device, N: n,
+				Dense: g.dense(s.Refusals, e.Subnet, now), Reason: g.why})
 			g.short, g.left = g.short-n, g.left-n
 		}
 		if !g.instead {
@@ -88,9 +97,10 @@ func (d *Decision) bring(s State, f figures, l Limits, g growth, now time.Time) 
 	for _, c := range s.Creating {
 		g.short -= max(l.IPsPerENI-c.IPs-c.Prefixes, 0)
 	}
-	if !g.prefixes || !probed[s.Subnet] {
-		d.create(s, f, l, g, now)
+	if !g.prefixes {
+		probed = map[string]bool{} // for new ENIs it is asked apart
 	}
+	d.create(s, f, l, g, probed, now)
 }
 
 // makeRoom gives back what is unused of the other kind and takes the slots of what is wanted. It returns how many slots
@@ -101,7 +111,7 @@ func (d *Decision) makeRoom(s State, e ENI, g growth, busy bool, now time.Time) 
 	if n == 0 || g.prefixes && s.Refusals.doubtful(e.Subnet) {
 		return 0
 	}
-	if blocked := s.Refusals.until(OpUnassign, e.ID); blocked.After(now) {
+	if blocked := s.Refusals.gate(OpUnassign, e.ID, true); blocked.After(now) {
 		d.wakeAt(blocked, now)
 		return 0
 	}
@@ -113,49 +123,57 @@ func (d *Decision) makeRoom(s State, e ENI, g growth, busy bool, now time.Time) 
 }
 
 // create covers what is left of a shortage with new ENIs.
-func (d *Decision) create(s State, f figures, l Limits, g growth, now time.Time) {
-	if g.instead && !s.Refusals.noPrefix(s.Subnet, now) {
-		return
-	}
+func (d *Decision) create(s State, f figures, l Limits, g growth, probed map[string]bool, now time.Time) {
 	devices := devicesTaken(s)
 	for slots := f.slots; g.short > 0 && g.left > 0 && slots < l.enis(); slots++ {
 		wanted := g.take(l.IPsPerENI)
-		n := g.allowed(s.Refusals, OpCreate, s.Subnet, wanted, now)
-		if n <= 0 {
-			d.wakeAt(g.until(s.Refusals, OpCreate, s.Subnet), now)
+		subnet, n := d.choose(s, g, wanted, probed, now)
+		if subnet == "" {
 			return
 		}
+		probed[subnet] = n < wanted || g.prefixes && s.Refusals.doubtful(subnet)
 		device := 1
 		for devices[device] {
 			device++
 		}
 		devices[device] = true
-		a := Action{Kind: CreateENI, Device: device, N: n, Reason: g.why}
+		a := Action{Kind: CreateENI, Device: device, Subnet: subnet, N: n, Reason: g.why}
 		if g.prefixes {
 			a.N, a.Prefixes = 0, n
 		}
 		d.Actions = append(d.Actions, a)
 		g.short, g.left = g.short-n, g.left-n
-		if n < wanted {
-			return // a probe
-		}
 	}
 }
 
 // allowed is how many of n blocks may be asked for now.
 func (g growth) allowed(r Refusals, op Op, subnet string, n int, now time.Time) int {
 	if g.prefixes {
-		n = r.allowed(OpPrefix, subnet, n, now)
+		n = r.allowed(OpPrefix, subnet, n, g.urgent(r, OpPrefix, subnet, now), now)
 	}
-	return r.allowed(op, subnet, n, now)
+	return r.allowed(op, subnet, n, g.urgent(r, op, subnet, now), now)
 }
 
 // until is when what is not allowed now may be asked for.
-func (g growth) until(r Refusals, op Op, subnet string) time.Time {
+func (g growth) until(r Refusals, op Op, subnet string, now time.Time) time.Time {
+	at := r.gate(op, subnet, g.urgent(r, op, subnet, now))
 	if g.prefixes {
-		return latest(r.until(op, subnet), r.until(OpPrefix, subnet))
+		return latest(at, r.gate(OpPrefix, subnet, g.urgent(r, OpPrefix, subnet, now)))
 	}
-	return r.until(op, subnet)
+	return at
+}
+
+// urgent tells whether to ask a subnet again as soon as that makes sense. Addresses that nobody waits for are not worth
+// a call every two minutes for ever. A prefix is worth one when single addresses would have to stand in for it,
+// unless the subnet has none of these either.
+func (g growth) urgent(r Refusals, op Op, subnet string, now time.Time) bool {
+	return g.waiting || op == OpPrefix && g.needed && !r.empty(OpAssign, subnet, now) && !r.empty(OpCreate, subnet, now)
+}
+
+// dense tells whether to ask for addresses by name.
+func (g growth) dense(r Refusals, subnet string, now time.Time) bool {
+	_, refused := r.Get(OpDense, subnet, now)
+	return g.instead && !refused
 }
 
 func assignKind(prefixes bool) Kind {
@@ -188,7 +206,7 @@ func headroom(f figures, t Targets) int {
 func growthOrder(enis []ENI, l Limits, other bool) []ENI {
 	var out []ENI
 	for _, e := range enis {
-		if p := e.part(other); e.serves() && (e.room(l) > 0 || p.Idle > 0 || p.Returning > 0) {
+		if p := e.part(other); e.serves() && !e.Excluded && (e.room(l) > 0 || p.Idle > 0 || p.Returning > 0) {
 			out = append(out, e)
 		}
 	}

@@ -10,7 +10,7 @@ import (
 
 // Verdict says that waiting is in vain, and why.
 type Verdict struct {
-	Cause  Cause // CauseLimit, CauseDenied or CauseExhausted
+	Cause  Cause // CauseLimit, CauseDenied, CauseExhausted or CauseForbidden
 	Reason string
 }
 
@@ -18,7 +18,7 @@ type Verdict struct {
 // its way out, and more cannot be had. Throttling and failures of other kinds pass; they are no reason to give up.
 func Hopeless(s State, t Targets, l Limits, now time.Time) (Verdict, bool) {
 	f := sum(s)
-	if f.ready > 0 || f.usable > 0 || f.inFlight {
+	if f.ready > 0 || f.usable > 0 || f.inFlight || s.Zone.Asking {
 		return Verdict{}, false
 	}
 	var cooling, inUse, unmanaged, prefixes, singles int
@@ -33,8 +33,11 @@ func Hopeless(s State, t Targets, l Limits, now time.Time) (Verdict, bool) {
 		case !e.serves():
 			continue
 		}
-		cooling += e.Cooling
 		inUse += e.Assigned + e.Quarantined
+		if e.Excluded {
+			continue
+		}
+		cooling += e.Cooling
 		prefixes += e.Prefixes.Blocks
 		singles += e.part(false).Blocks
 		if room := e.room(l); room > 0 {
@@ -50,6 +53,9 @@ func Hopeless(s State, t Targets, l Limits, now time.Time) (Verdict, bool) {
 	if len(rooms) == 0 && f.slots >= l.enis() {
 		return Verdict{CauseLimit, limitReason(l, slotsText(l, t, prefixes, singles), inUse, unmanaged)}, true
 	}
+	if f.slots < l.enis() && s.mayFind(zoneRetry, now) {
+		return Verdict{}, false
+	}
 	// Every way that is open in principle must have been refused for good.
 	var refusals []Refusal
 	ways := make([]refusalKey, 0, len(rooms)+1)
@@ -57,7 +63,12 @@ func Hopeless(s State, t Targets, l Limits, now time.Time) (Verdict, bool) {
 		ways = append(ways, refusalKey{OpAssign, subnet})
 	}
 	if f.slots < l.enis() {
-		ways = append(ways, refusalKey{OpCreate, s.Subnet})
+		for _, subnet := range s.Zone.Subnets {
+			ways = append(ways, refusalKey{OpCreate, subnet})
+		}
+	}
+	if len(ways) == 0 {
+		return Verdict{CauseForbidden, "the tags of the zone's subnets forbid the use of all of them"}, true
 	}
 	for _, way := range ways {
 		x, ok := s.Refusals.Get(way.op, way.target, now)

@@ -16,7 +16,12 @@ func eni(device, total, assigned, cooling int) ENI {
 		Since: t0.Add(-time.Hour), Total: total, Assigned: assigned, Free: total - assigned - cooling, Cooling: cooling}
 }
 
-func state(waiting int, enis ...ENI) State { return State{ENIs: enis, Waiting: waiting, Subnet: "s"} }
+// oneSubnet is a zone without discovery.
+var oneSubnet = Zone{Subnets: []string{"s"}}
+
+func state(waiting int, enis ...ENI) State {
+	return State{ENIs: enis, Waiting: waiting, Zone: oneSubnet}
+}
 
 // brief writes a plan on one line: +3@0 assigns 3 on device 0, new@1:5 creates with 5, -2@1 gives back 2, del@1 removes.
 func brief(d Decision) string {
@@ -100,10 +105,10 @@ func TestPlan(t *testing.T) {
 		{"one call per ENI with room", Targets{WarmIP: 9}, medium, state(0, eni(0, 3, 3, 0), eni(1, 4, 4, 0), eni(2, 0, 0, 0)),
 			"+2@0 +1@1 +5@2"},
 		{"what is asked for is not asked again", Targets{WarmENI: 1}, medium, state(5, busy(eni(0, 0, 0, 0), 5)), "new@1:5"},
-		{"nor what is being created", Targets{}, medium, State{ENIs: []ENI{eni(0, 5, 5, 0)}, Waiting: 5, Subnet: "s",
+		{"nor what is being created", Targets{}, medium, State{ENIs: []ENI{eni(0, 5, 5, 0)}, Waiting: 5, Zone: oneSubnet,
 			Creating: []Creating{{Device: 1, IPs: 5}}}, ""},
 		{"room of an ENI in the making is used before another is made", Targets{WarmIP: 1}, medium,
-			State{ENIs: []ENI{eni(0, 5, 5, 0)}, Waiting: 4, Subnet: "s", Creating: []Creating{{Device: 1, IPs: 2}}}, ""},
+			State{ENIs: []ENI{eni(0, 5, 5, 0)}, Waiting: 4, Zone: oneSubnet, Creating: []Creating{{Device: 1, IPs: 2}}}, ""},
 		{"nor what is being wired", Targets{}, medium, state(5, eni(0, 5, 5, 0), wiring(eni(1, 5, 0, 0))), ""},
 		{"an ENI that cannot be wired does not count", Targets{}, medium, state(1, eni(0, 5, 5, 0), stuck(eni(1, 5, 0, 0))), "new@2:5"},
 		{"device indexes of others are taken", Targets{}, medium, state(1, eni(0, 5, 5, 0), foreign(eni(1, 0, 0, 0))), "new@2:5"},
@@ -257,7 +262,7 @@ func TestHopeless(t *testing.T) {
 		{"one is free", with(func(e []ENI) { e[1].Assigned, e[1].Free = 4, 1 }), Targets{}, medium, "", ""},
 		{"an ENI is being removed", with(func(e []ENI) { e[2] = ENI{ID: "x", Device: 2, Leaving: true} }), Targets{}, medium, "", ""},
 		{"an ENI is being wired", with(func(e []ENI) { e[2].Usable = false }), Targets{}, medium, "", ""},
-		{"an ENI is being created", State{ENIs: full[:2], Creating: []Creating{{Device: 2, IPs: 5}}, Waiting: 1, Subnet: "s"}, Targets{}, medium, "", ""},
+		{"an ENI is being created", State{ENIs: full[:2], Creating: []Creating{{Device: 2, IPs: 5}}, Waiting: 1, Zone: oneSubnet}, Targets{}, medium, "", ""},
 		{"there is room", with(func(e []ENI) { e[1].Total, e[1].Assigned = 4, 4 }), Targets{}, medium, "", ""},
 		{"there is a slot", state(1, full[:2]...), Targets{}, medium, "", ""},
 		{"a slot, but denied", denied(state(1, full[:2]...), OpCreate), Targets{}, medium, CauseDenied, "ec2:CreateNetworkInterface"},
@@ -287,7 +292,7 @@ func TestHopeless(t *testing.T) {
 func TestHold(t *testing.T) {
 	t.Parallel()
 	limits := Limits{InstanceType: "t3.small", ENIs: 3, IPsPerENI: 3}
-	s := State{Subnet: "subnet-1", Hold: "the node is cordoned", ENIs: []ENI{
+	s := State{Zone: Zone{Subnets: []string{"subnet-1"}}, Hold: "the node is cordoned", ENIs: []ENI{
 		{ID: "eni-0", Primary: true, Usable: true, Total: 3, Assigned: 3},
 		{ID: "eni-1", Device: 1, Usable: true},
 	}}

@@ -54,7 +54,7 @@ func newNode(r *rand.Rand, t Targets, l Limits) *node {
 // view counts the blocks for the planner.
 func (n *node) view() State {
 	s := n.state
-	s.Subnet, s.Waiting = "s", n.waiting
+	s.Zone, s.Waiting = oneSubnet, n.waiting
 	for _, e := range n.enis {
 		x := e.ENI
 		x.Busy = e.busy != nil

@@ -14,6 +14,8 @@ const (
 	OpAssign   Op = "assign"
 	OpCreate   Op = "create"
 	OpPrefix   Op = "prefix"
+	OpDense    Op = "dense" // single addresses by name, per subnet
+	OpFind     Op = "find"  // which subnets there are; it has no target
 	OpUnassign Op = "unassign"
 	OpRemove   Op = "remove"
 )
@@ -27,13 +29,18 @@ const (
 	CauseDenied    Cause = "denied"    // IAM
 	CauseLimit     Cause = "limit"     // EC2 counts more ENIs or addresses than this node knows of
 	CauseThrottled Cause = "throttled"
-	CauseFailed    Cause = "failed" // anything else
+	CauseFailed    Cause = "failed"    // anything else
+	CauseForbidden Cause = "forbidden" // no subnet may be used; no refusal has it, only a Verdict
 )
 
 // How long a refusal is remembered.
 const (
 	// exhaustedFor is upstream's: a subnet does not get free addresses by being asked.
 	exhaustedFor = 120 * time.Second
+	// restLong is the longest time between two questions for what nobody waits for.
+	restLong = 15 * time.Minute
+	// denseFor is long: the addresses beside this node's belong to other nodes, and these keep them.
+	denseFor = 10 * time.Minute
 	// noPrefixFor is shorter: the node lives on single addresses meanwhile, and each of them is in the way of a prefix.
 	noPrefixFor = 40 * time.Second
 	// deniedFor makes at most 12 tries an hour: rights change when people change them.
@@ -52,10 +59,13 @@ type Refusal struct {
 	Target string // subnet or ENI
 	Cause  Cause
 	Until  time.Time // nothing is asked before
+	// Rest is until when nothing is asked for the sake of the targets alone; not before Until.
+	Rest time.Time
 	// AtMost is how many addresses may be asked for at once before Until; 0 is none. A subnet that has no 49 addresses may
 	// have 12.
 	AtMost int
 	Times  int // in a row
+	Rounds int // in a row, down to a single block
 	Detail string
 }
 
@@ -86,8 +96,13 @@ func (r Refusals) Refused(op Op, target string, cause Cause, n int, detail strin
 		if op == OpPrefix {
 			x.Until = now.Add(noPrefixFor + time.Duration(jitter*float64(noPrefixFor)/4))
 		}
-		if n > 1 {
+		if op == OpDense {
+			x.Until = now.Add(denseFor + time.Duration(jitter*float64(denseFor)/4))
+		}
+		if n > 1 && op != OpDense {
 			x.AtMost = max(n/4, 1)
+		} else {
+			x.Rounds++
 		}
 	case CauseDenied:
 		x.Until = now.Add(deniedFor + time.Duration(jitter*float64(deniedFor)/10))
@@ -97,6 +112,8 @@ func (r Refusals) Refused(op Op, target string, cause Cause, n int, detail strin
 		wait := min(firstWait<<min(x.Times-1, 10), longWait)
 		x.Until = now.Add(wait/2 + time.Duration(jitter*float64(wait)))
 	}
+	wait := x.Until.Sub(now)
+	x.Rest = now.Add(max(min(wait<<min(max(x.Rounds-1, 0), 10), restLong), wait))
 	next := map[refusalKey]Refusal{key: x}
 	for k, old := range r.m {
 		if k != key && now.Sub(old.Until) < forgetAfter {
@@ -136,11 +153,20 @@ func (r Refusals) Active(now time.Time) []Refusal {
 	return out
 }
 
+// gate is when an operation may be tried (without a cap) again.
+func (r Refusals) gate(op Op, target string, urgent bool) time.Time {
+	x := r.m[refusalKey{op, target}]
+	if urgent {
+		return x.Until
+	}
+	return x.Rest
+}
+
 // allowed is how many of n addresses may be asked for now.
-func (r Refusals) allowed(op Op, target string, n int, now time.Time) int {
+func (r Refusals) allowed(op Op, target string, n int, urgent bool, now time.Time) int {
 	x := r.m[refusalKey{op, target}]
 	switch {
-	case x.Until.After(now):
+	case r.gate(op, target, urgent).After(now):
 		return min(n, x.AtMost)
 	case x.Cause == CauseExhausted && x.AtMost == 0:
 		return min(n, 1) // ask for one; if that works the next plan asks for all
@@ -148,9 +174,16 @@ func (r Refusals) allowed(op Op, target string, n int, now time.Time) int {
 	return n
 }
 
-// until is when an operation may be tried (without a cap) again.
-func (r Refusals) until(op Op, target string) time.Time {
-	return r.m[refusalKey{op, target}].Until
+// empty tells whether a subnet had not a single address for an operation when it was asked last, not long ago.
+func (r Refusals) empty(op Op, subnet string, now time.Time) bool {
+	x := r.m[refusalKey{op, subnet}]
+	return x.Cause == CauseExhausted && x.AtMost == 0 && x.Rest.After(now)
+}
+
+// everywhere tells whether what refuses an operation on a subnet would refuse it on every other one.
+func (r Refusals) everywhere(op Op, subnet string, now time.Time) bool {
+	x, ok := r.Get(op, subnet, now)
+	return ok && x.Cause == CauseLimit || r.passing(op, subnet, now)
 }
 
 // passing tells whether a refusal is one that waiting mends, so that another way, which may be dearer, is not taken at

@@ -18,11 +18,13 @@ func (d *Decision) shrink(s State, f figures, t Targets, l Limits, stuck bool, n
 	leaving := map[string]bool{}
 	for _, e := range removalOrder(s.ENIs) {
 		counted := e.part(t.Prefixes).Total
-		if stuck {
-			counted = e.Total
-		}
-		if stuck && e.Prefixes.Blocks > 0 {
+		switch {
+		case e.Excluded:
+			counted = 0
+		case stuck && e.Prefixes.Blocks > 0:
 			continue // more prefixes are wanted
+		case stuck:
+			counted = e.Total
 		}
 		if counted > 0 && over < counted || over < 0 {
 			continue
@@ -34,14 +36,18 @@ func (d *Decision) shrink(s State, f figures, t Targets, l Limits, stuck bool, n
 			leaving[e.ID] = true
 			continue
 		}
-		if blocked := s.Refusals.until(OpRemove, e.ID); blocked.After(now) {
+		if blocked := s.Refusals.gate(OpRemove, e.ID, true); blocked.After(now) {
 			d.wakeAt(blocked, now)
 			continue
+		}
+		if e.Excluded {
+			why = excludedWhy(e)
 		}
 		d.Actions = append(d.Actions, Action{Kind: RemoveENI, ENI: e.ID, Device: e.Device, N: e.Total, Reason: why})
 		return // one at a time; the next plan sees what is left
 	}
 	back := giving{refusals: s.Refusals, now: now, prefixes: t.Prefixes && !stuck}
+	back.excluded(s.ENIs, leaving)
 	if !stuck {
 		back.others(s.ENIs, leaving)
 	}
@@ -71,7 +77,7 @@ func (g *giving) give(e ENI, prefixes bool, n int, why string) bool {
 	if n <= 0 || slices.ContainsFunc(g.actions, func(a Action) bool { return a.ENI == e.ID }) {
 		return false
 	}
-	if at := g.refusals.until(OpUnassign, e.ID); at.After(g.now) {
+	if at := g.refusals.gate(OpUnassign, e.ID, true); at.After(g.now) {
 		if g.blocked.IsZero() || at.Before(g.blocked) {
 			g.blocked = at
 		}
@@ -81,6 +87,17 @@ func (g *giving) give(e ENI, prefixes bool, n int, why string) bool {
 	return true
 }
 
+func excludedWhy(e ENI) string { return "the tags of subnet " + e.Subnet + " forbid its use" }
+
+// excluded gives back what is unused on ENIs that nobody new gets an address of.
+func (g *giving) excluded(enis []ENI, leaving map[string]bool) {
+	for _, e := range returnOrder(enis) {
+		if e.Excluded && !leaving[e.ID] && !g.give(e, true, e.part(true).Idle, excludedWhy(e)) {
+			g.give(e, false, e.part(false).Idle, excludedWhy(e))
+		}
+	}
+}
+
 // others gives back what is unused of the kind that the mode does not ask for, on ENIs that stay.
 func (g *giving) others(enis []ENI, leaving map[string]bool) {
 	why := "prefixes are not used with ENABLE_PREFIX_DELEGATION=false"
@@ -88,7 +105,7 @@ func (g *giving) others(enis []ENI, leaving map[string]bool) {
 		why = "single addresses are not used with ENABLE_PREFIX_DELEGATION=true"
 	}
 	for _, e := range returnOrder(enis) {
-		if !leaving[e.ID] {
+		if !leaving[e.ID] && !e.Excluded {
 			g.give(e, !g.prefixes, e.part(!g.prefixes).Idle, why)
 		}
 	}
@@ -98,7 +115,7 @@ func (g *giving) others(enis []ENI, leaving map[string]bool) {
 func (g *giving) surplus(enis []ENI, over int, why string) {
 	size := blockSize(g.prefixes)
 	for _, e := range returnOrder(enis) {
-		if n := min(e.part(g.prefixes).Idle, over/size); g.give(e, g.prefixes, n, why) {
+		if n := min(e.part(g.prefixes).Idle, over/size); !e.Excluded && g.give(e, g.prefixes, n, why) {
 			over -= n * size
 		}
 	}

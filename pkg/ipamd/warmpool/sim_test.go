@@ -31,7 +31,7 @@ const cooldown = 30 * time.Second
 
 func newPool(r *rand.Rand, t Targets, l Limits) *pool {
 	return &pool{r: r, now: t0, targets: t, limits: l, subnet: 1 << 20, cools: map[string][]time.Time{},
-		state: State{Subnet: "s", ENIs: []ENI{{ID: "eni-0", Subnet: "s", Primary: true, Usable: true, Since: t0}}}}
+		state: State{Zone: oneSubnet, ENIs: []ENI{{ID: "eni-0", Subnet: "s", Primary: true, Usable: true, Since: t0}}}}
 }
 
 func (p *pool) eni(id string) *ENI {

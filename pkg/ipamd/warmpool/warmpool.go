@@ -11,11 +11,14 @@
 //   - no step goes beyond max-pods or the instance type's limits;
 //   - a target of 0 means "on demand": nothing is brought in that no pod waits for;
 //   - MINIMUM_IP_TARGET alone is a floor, not a ceiling;
+//   - a subnet that refuses is asked again at once when pods wait, and ever more seldom when they do not;
 //   - what goes away is what leaves the fewest ENIs, and only if nothing would have to come back.
 //
 // An ENI has slots, and a slot takes a single address or, with prefix delegation, a /28 prefix of 16. The node's mode
 // says which of the two is asked for; the other kind may be there as well, from another mode or because the subnet had
-// no free /28, and what is unused of it is given back.
+// no free /28, and what is unused of it is given back. New ENIs go to the first subnet of the zone that does not refuse.
+//
+// All of this is about one network card: each card has ENIs, limits and a pool of its own, and so a plan of its own.
 package warmpool
 
 import (
@@ -96,6 +99,9 @@ type ENI struct {
 	Detached bool
 	// Stuck ENIs should serve but cannot be made ready. They take up a slot, and nobody counts on their addresses.
 	Stuck bool
+	// Excluded ENIs are in a subnet that is to be used no more. Their pods stay; nobody else gets an address of theirs,
+	// and what is unused of them goes back. They are usable in all other respects.
+	Excluded bool
 	// Usable ENIs serve pods; an ENI that is none of the above and not usable is on its way to it.
 	Usable bool
 	// Busy ENIs have an address call in flight; they get no second one.
@@ -128,9 +134,8 @@ type State struct {
 	ENIs     []ENI
 	Creating []Creating
 	// Waiting is the number of pods that wait for an address.
-	Waiting int
-	// Subnet is the subnet that new ENIs are created in.
-	Subnet   string
+	Waiting  int
+	Zone     Zone
 	Refusals Refusals
 	// Hold is why nothing must go away and nothing be brought in but for pods that wait; empty if the targets count.
 	Hold string
@@ -147,7 +152,8 @@ type Kind string
 const (
 	AssignIPs        Kind = "AssignIPs"        // N more addresses on ENI
 	AssignPrefixes   Kind = "AssignPrefixes"   // N more prefixes on ENI
-	CreateENI        Kind = "CreateENI"        // a new ENI with N addresses or Prefixes prefixes at device index Device
+	CreateENI        Kind = "CreateENI"        // a new ENI with N addresses or Prefixes prefixes at Device, in Subnet
+	FindSubnets      Kind = "FindSubnets"      // ask EC2 which subnets of the zone may be used
 	UnassignIPs      Kind = "UnassignIPs"      // N unused addresses of ENI go back
 	UnassignPrefixes Kind = "UnassignPrefixes" // N unused prefixes of ENI go back
 	RemoveENI        Kind = "RemoveENI"        // ENI, without pods, goes back
@@ -160,7 +166,10 @@ type Action struct {
 	Device   int    `json:",omitempty"`
 	N        int    `json:",omitempty"`
 	Prefixes int    `json:",omitempty"`
-	Reason   string
+	Subnet   string `json:",omitempty"`
+	// Dense wants the addresses out of /28s in which the node holds single addresses already, so that fewer are broken.
+	Dense  bool `json:",omitempty"`
+	Reason string
 }
 
 // Decision is a plan and when to make the next one if nothing happens before.
@@ -188,7 +197,10 @@ func Plan(s State, t Targets, l Limits, now time.Time) Decision {
 	d := Decision{Summary: summary(s, all, t)}
 	stuck := false
 	if short, why := shortage(own, t, l); short > 0 {
-		d.grow(s, own, t, l, short, why(), now)
+		if s.Zone.Known.IsZero() && d.find(s, why(), now) {
+			return d // which of the ENIs there are may get addresses is part of the answer
+		}
+		d.grow(s, own, all, t, l, short, why(), now)
 		if len(d.Actions) == 0 && t.Prefixes {
 			d.fallBack(s, all, t, l, now)
 		}
