@@ -21,6 +21,9 @@ func (c *controller) makePlan(now time.Time) {
 		c.plannedAt = now
 		return
 	}
+	if c.holdReason() != "" {
+		c.keepLeaving()
+	}
 	c.plan = warmpool.Plan(c.planState(now), c.set.Targets, c.limits, now)
 	c.plannedAt = now
 	for _, a := range c.plan.Actions {

@@ -30,6 +30,21 @@ func (c *controller) startRemove(e *iface, reason string, now time.Time) error {
 	return nil
 }
 
+// keepLeaving takes back the removals that EC2 has not been asked for yet, or has not begun.
+func (c *controller) keepLeaving() {
+	for _, op := range c.operations() {
+		e := c.enis[op.eni]
+		if op.kind != opRemove || e == nil || op.calling || op.stage != stageDrain && op.stage != stageDetach {
+			continue
+		}
+		c.end(op)
+		if c.store.SetPhase(e.ID, datastore.Discovered) == nil {
+			c.dirty, c.applyAt = true, time.Time{}
+		}
+		c.log(slog.LevelInfo, "ENI stays", "eni", e.ID, "reason", c.holdReason())
+	}
+}
+
 // startDelete begins the deletion of an ENI that is detached, or about to be.
 func (c *controller) startDelete(eni, reason string, now time.Time) {
 	if c.set.NoProvisioning {
