@@ -10,7 +10,7 @@ import (
 )
 
 // TestBurstOnEmptyPool: ADDs that come while nothing is there wait, count as demand, and are all served by their
-// first call. One assignment for the ENI with room, three calls for each new ENI, nothing else.
+// first call. One assignment for the ENI with room, three calls for each new ENI, one for the zone's subnets, nothing else.
 func TestBurstOnEmptyPool(t *testing.T) {
 	const attach = 8 * time.Second
 	for _, c := range []struct {
@@ -19,10 +19,10 @@ func TestBurstOnEmptyPool(t *testing.T) {
 		want map[string]int
 	}{
 		{"10 pods: room on the primary ENI and one more", 10, map[string]int{
-			"AssignPrivateIpAddresses": 1, "CreateNetworkInterface": 1, "AttachNetworkInterface": 1, "ModifyNetworkInterfaceAttribute": 1,
+			"DescribeSubnets": 1, "AssignPrivateIpAddresses": 1, "CreateNetworkInterface": 1, "AttachNetworkInterface": 1, "ModifyNetworkInterfaceAttribute": 1,
 		}},
 		{"15 pods: two more, attached at the same time", 15, map[string]int{
-			"AssignPrivateIpAddresses": 1, "CreateNetworkInterface": 2, "AttachNetworkInterface": 2, "ModifyNetworkInterfaceAttribute": 2,
+			"DescribeSubnets": 1, "AssignPrivateIpAddresses": 1, "CreateNetworkInterface": 2, "AttachNetworkInterface": 2, "ModifyNetworkInterfaceAttribute": 2,
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

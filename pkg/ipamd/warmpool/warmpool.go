@@ -23,6 +23,7 @@ package warmpool
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -172,6 +173,11 @@ type Action struct {
 	Reason string
 }
 
+// grows tells whether the action brings something in.
+func (a Action) grows() bool {
+	return a.Kind == AssignIPs || a.Kind == AssignPrefixes || a.Kind == CreateENI
+}
+
 // Decision is a plan and when to make the next one if nothing happens before.
 type Decision struct {
 	Actions []Action
@@ -197,8 +203,16 @@ func Plan(s State, t Targets, l Limits, now time.Time) Decision {
 	d := Decision{Summary: summary(s, all, t)}
 	stuck := false
 	if short, why := shortage(own, t, l); short > 0 {
-		if s.Zone.Known.IsZero() && d.find(s, why(), now) {
-			return d // which of the ENIs there are may get addresses is part of the answer
+		if blind := s; s.Zone.Known.IsZero() && s.Zone.Discover {
+			// Which of the ENIs there are may get addresses is part of the answer, so it comes before everything else;
+			// but only if there is something to be done at all.
+			blind.Zone.Discover = false
+			if todo := Plan(blind, t, l, now); !slices.ContainsFunc(todo.Actions, Action.grows) {
+				return todo
+			}
+			if d.find(s, why(), now) {
+				return d
+			}
 		}
 		d.grow(s, own, all, t, l, short, why(), now)
 		if len(d.Actions) == 0 && t.Prefixes {
