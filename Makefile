@@ -14,7 +14,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # One package per line of work: the packages whose tests need a kernel network run in namespaces of their own.
 TEST_TIMEOUT ?= 10m
 
-.PHONY: all build demo test check fmt chaos bench generate docs clean help
+.PHONY: all build demo test check fmt chaos fuzz bench generate docs clean help
 
 all: build
 
@@ -45,8 +45,17 @@ chaos: ## the long versions of the randomised tests; seeds are printed (about 12
 	@$(MAKE) --no-print-directory build
 	CHAOS=1 $(GO) test -count=1 -timeout 30m -tags $(TAGS) -v -run Chaos ./test/slice
 	$(GO) test -race -count=1 -timeout 30m -tags $(TAGS) ./pkg/ipamd -run 'RandomWorlds|DeathBetween|CrashPoints' -args -worlds 4000 -crashes
+	$(GO) test -race -count=1 -timeout 30m -tags $(TAGS) -v -run 'AgainstModel|RandomPrefixes' ./pkg/ipamd/datastore -args -operations 1000000
 	$(GO) test -race -count=5 -timeout 30m -tags $(TAGS) -run 'Properties|AgainstModel|Invariants|ManyAtOnce|Transition' \
 		./pkg/ipamd/warmpool ./pkg/ipamd/datastore ./lab/ec2 ./pkg/networkutils/hostnet
+
+FUZZTIME ?= 10m
+
+fuzz: ## every fuzz target in turn, each for FUZZTIME (10m)
+	@scripts/deps.sh build
+	@set -e; for target in $$(grep -roE --include=*_test.go '^func Fuzz[A-Za-z0-9_]+' cmd pkg lab | sed 's|/[^/]*:func |=|'); do \
+		echo "== $$target"; \
+		$(GO) test -run '^$$' -fuzz "^$${target#*=}\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x -tags $(TAGS) "./$${target%%=*}"; done
 
 bench: ## what ADD, DEL, ipamd and a packet cost, beside their floors (BENCH_JSON=FILE writes the figures as JSON)
 	@scripts/deps.sh build net

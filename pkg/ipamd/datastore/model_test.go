@@ -2,6 +2,7 @@ package datastore
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -78,15 +79,32 @@ func (m *model) choices(now time.Time) map[netip.Addr]bool {
 	return out
 }
 
+var (
+	operations = flag.Int("operations", 100_000, "how many random operations")
+	firstSeed  = flag.Uint64("seed", 0, "seed of the first sequence of operations; 0: any")
+)
+
+// sequences are the seeds of as many sequences of random operations as -operations asks for.
+func sequences(t *testing.T, steps int) []uint64 {
+	base := rand.Uint64()
+	if *firstSeed != 0 {
+		base = *firstSeed
+	}
+	n := max((*operations+steps-1)/steps, 1)
+	t.Logf("%d operations, first seed %d", n*steps, base)
+	seeds := make([]uint64, n)
+	for i := range seeds {
+		seeds[i] = base + uint64(i)
+	}
+	return seeds
+}
+
 // TestAgainstModel runs random operations against the ledger and the model.
 func TestAgainstModel(t *testing.T) {
 	t.Parallel()
-	seeds, steps := uint64(40), 2500
-	if testing.Short() {
-		seeds = 5
-	}
-	for seed := range seeds {
-		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { runModel(t, seed, steps) })
+	const steps = 2500
+	for _, seed := range sequences(t, steps) {
+		runModel(t, seed, steps)
 	}
 }
 

@@ -97,11 +97,8 @@ func TestReserveKeepsPrefixesWithPodsAndCoolingAddresses(t *testing.T) {
 // TestRandomPrefixes runs random operations over prefixes and single addresses of the same range, in either mode.
 func TestRandomPrefixes(t *testing.T) {
 	t.Parallel()
-	seeds := uint64(40)
-	if testing.Short() {
-		seeds = 5
-	}
-	for seed := range seeds {
+	const steps = 2000
+	for _, seed := range sequences(t, steps) {
 		r := rand.New(rand.NewPCG(seed, 17))
 		s := withPrefixes(t, nil, nil)
 		now := t0
@@ -117,7 +114,7 @@ func TestRandomPrefixes(t *testing.T) {
 			}
 			return p
 		}
-		for step := range 2000 {
+		for step := range steps {
 			now = now.Add(time.Duration(r.IntN(8)) * time.Second)
 			id, p := fmt.Sprintf("eni-%d", r.IntN(2)), random()
 			switch r.IntN(8) {
