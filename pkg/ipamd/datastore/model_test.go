@@ -80,7 +80,7 @@ func (m *model) choices(now time.Time) map[netip.Addr]bool {
 }
 
 var (
-	operations = flag.Int("operations", 100_000, "how many random operations")
+	operations = flag.Int("operations", 20_000, "how many random operations")
 	firstSeed  = flag.Uint64("seed", 0, "seed of the first sequence of operations; 0: any")
 )
 
