@@ -1,0 +1,267 @@
+package slice
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	sdk "github.com/aws/aws-sdk-go-v2/service/ec2"
+
+	"vpccni/lab/cluster"
+	"vpccni/lab/ec2"
+	"vpccni/lab/fabric"
+	"vpccni/lab/probe"
+	"vpccni/pkg/networkutils/names"
+	"vpccni/test/upstream"
+)
+
+// TestTakeOverChaos: a node with running pods goes to amazon-vpc-cni-k8s and back, with the state of each of its versions, and
+// both in order (handback) and without warning (ipamd is killed, and the other one starts over what it left). Open
+// connections live on, pods that the other one starts work, also with an address that has changed its ENI, and nothing
+// of the other one is left in the end.
+func TestTakeOverChaos(t *testing.T) {
+	l := lab(t, cluster.Spec{
+		Nodes:       []cluster.NodeSpec{{Name: "n1", Type: "t3.medium"}, {Name: "n2", Type: "t3.medium"}},
+		AttachDelay: 100 * time.Millisecond, DetachDelay: 100 * time.Millisecond,
+		Env: map[string]string{"WARM_IP_TARGET": "3", "MINIMUM_IP_TARGET": "12", "POOL_SHRINK_DELAY": "600", "IP_COOLDOWN_PERIOD": "1"},
+	})
+	n := l.Nodes()[0]
+	o := &otherCNI{t: t, l: l, n: n}
+	for i, err := range burst(t.Context(), l, 9) {
+		if err != nil {
+			t.Fatalf("%s: %v", podName(i), err)
+		}
+	}
+	peer, err := l.PodAdd(t.Context(), "n2", namespace, "peer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, "internet", hostDo(l, fabric.HostInternet), flowPort)
+	serve(t, "peer", podDo(l, peer), flowPort)
+	var flows []*flow
+	for _, p := range l.Pods("n1") {
+		serve(t, p.Name, podDo(l, p), flowPort)
+		flows = append(flows,
+			openFlow(t, p.Name+" → internet", podDo(l, p), fabric.InternetAddr),
+			openFlow(t, p.Name+" → peer", podDo(l, p), peer.Address),
+			openFlow(t, "peer → "+p.Name, podDo(l, peer), p.Address))
+	}
+	type round struct {
+		version upstream.Version
+		orderly bool
+	}
+	rounds := []round{{upstream.V119, true}, {upstream.V122, false}, {upstream.V123, true}, {upstream.V123, false}}
+	if os.Getenv("CHAOS") != "" {
+		rounds = nil
+		for range 2 {
+			for _, v := range upstream.Versions {
+				rounds = append(rounds, round{v, true}, round{v, false})
+			}
+		}
+	}
+	for _, r := range rounds {
+		v, orderly := r.version, r.orderly
+		t.Logf("%s, handback: %t", v, orderly)
+		if orderly {
+			if err := n.StopIPAMD(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			o.handBack(true)
+		} else {
+			n.KillIPAMD()
+		}
+		checkDrops(t, l)
+		// It takes every address off its ENIs when it starts, and with the last one the kernel takes the routes.
+		o.start(v)
+		if err := l.Fabric().ResetDrops(); err != nil {
+			t.Fatal(err)
+		}
+		if orderly {
+			o.handBack(false)
+		}
+		o.checkPod(v, peer, false)
+		o.checkPod(v, peer, true)
+		o.checkPaths(peer)
+		if err := n.StartIPAMD(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		o.checkSwept()
+		o.checkPaths(peer)
+		if _, err := l.PodAdd(t.Context(), "n1", namespace, "new"); err != nil {
+			t.Fatal(err)
+		}
+		checkReachable(t, l)
+		if err := l.PodDel(t.Context(), "n1", namespace, "new"); err != nil {
+			t.Fatal(err)
+		}
+		checkDrops(t, l)
+	}
+	for _, f := range flows {
+		f.close(t)
+	}
+	checkHolders(t, l, n)
+}
+
+// otherCNI is amazon-vpc-cni-k8s on a node, as far as the node's network sees it.
+type otherCNI struct {
+	t *testing.T
+	l *cluster.Cluster
+	n *cluster.Node
+}
+
+func (o *otherCNI) sh(script string) string {
+	o.t.Helper()
+	out, err := o.n.OS().Command(o.t.Context(), "sh", "-e", "-c", script).CombinedOutput()
+	if err != nil {
+		o.t.Fatalf("%v\n%s\n%s", err, script, out)
+	}
+	return string(out)
+}
+
+func (o *otherCNI) handBack(marks bool) {
+	o.t.Helper()
+	out := o.sh("ENABLE_IPv4=true aws-k8s-agent handback")
+	if !strings.Contains(out, "pods have rules of their own") || strings.Contains(out, "run this again") != marks {
+		o.t.Errorf("handback says %q", out)
+	}
+}
+
+// start lays down what the other one does when it starts: nothing for single pods.
+func (o *otherCNI) start(v upstream.Version) {
+	o.t.Helper()
+	node := upstream.Node{PrimaryLink: "eth0", VPC: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")}}
+	for _, e := range attachedENIs(o.l, o.n) {
+		if e.Attachment.Device == 0 {
+			node.PrimaryIP = e.Primary
+			continue
+		}
+		subnet, _ := o.l.Cloud().Subnet(e.SubnetID)
+		node.ENIs = append(node.ENIs, upstream.ENI{Link: fmt.Sprintf("eth%d", e.Attachment.Device), IP: e.Primary, Subnet: subnet.CIDR,
+			Table: names.RouteTable(0, e.Attachment.Device)})
+	}
+	o.sh(v.HostScript(node) + v.ENIScript(node.ENIs...))
+}
+
+// checkPod has the other one start a pod on a secondary ENI, and end it: with an address that is free there, or that
+// came from another ENI.
+func (o *otherCNI) checkPod(v upstream.Version, peer cluster.Pod, moved bool) {
+	o.t.Helper()
+	enis := attachedENIs(o.l, o.n)
+	last := enis[len(enis)-1]
+	addr := o.free(last)
+	if moved {
+		addr = o.free(enis[1])
+		o.move(addr, enis[1].ID, last.ID)
+	}
+	pod := upstream.Pod{IP: addr, Veth: "eni0123456789a", Table: names.RouteTable(0, last.Attachment.Device)}
+	const path = "/run/netns/other"
+	netns, err := o.n.OS().NewNetNS(path)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	defer func() { _ = netns.Close() }()
+	o.sh(fmt.Sprintf(`
+ip link add %[2]s type veth peer name eth0 netns other
+ip link set %[2]s up; ip -n other link set lo up; ip -n other link set eth0 up
+ip -n other route add 169.254.1.1 dev eth0 scope link; ip -n other route add default via 169.254.1.1 dev eth0
+ip -n other address add %[1]s/32 dev eth0
+ip -n other neigh add 169.254.1.1 lladdr $(cat /sys/class/net/%[2]s/address) dev eth0 nud permanent
+`, addr, pod.Veth) + v.PodScript(pod))
+	in := func(f func() error) error { return o.n.OS().DoIn(netns, f) }
+	ctx := o.t.Context()
+	server, err := probe.Serve(ctx, "other", in, probePort)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	ask := func(what string, from probe.Do, to netip.Addr, port uint16, name string) {
+		o.t.Helper()
+		if a, err := probe.TCP(ctx, from, netip.AddrPortFrom(to, port), 1000); err != nil || a.Server != name {
+			o.t.Errorf("%s (%s, moved: %t): %q, %v", what, addr, moved, a.Server, err)
+		}
+	}
+	first := o.l.Pods("n1")[0]
+	ask("pod of the other CNI → internet", in, fabric.InternetAddr, flowPort, "internet")
+	ask("pod of the other CNI → peer", in, peer.Address, flowPort, "peer")
+	ask("pod of the other CNI → pod of the node", in, first.Address, flowPort, first.Name)
+	ask("peer → pod of the other CNI", podDo(o.l, peer), addr, probePort, "other")
+	ask("pod of the node → pod of the other CNI", podDo(o.l, first), addr, probePort, "other")
+	_ = server.Close()
+	o.sh(v.DelScript(pod) + "ip link del " + pod.Veth)
+	if err := o.n.OS().RemoveNetNS(path); err != nil {
+		o.t.Error(err)
+	}
+	if moved {
+		o.move(addr, last.ID, enis[1].ID)
+	}
+}
+
+// free finds an address of an ENI that no pod has.
+func (o *otherCNI) free(e ec2.ENI) netip.Addr {
+	o.t.Helper()
+	for _, a := range e.Secondary {
+		if !slices.ContainsFunc(o.l.Pods("n1"), func(p cluster.Pod) bool { return p.Address == a }) {
+			return a
+		}
+	}
+	o.t.Fatalf("no address of %s is free", e.ID)
+	return netip.Addr{}
+}
+
+// move takes an address from one ENI to another.
+func (o *otherCNI) move(a netip.Addr, from, to string) {
+	o.t.Helper()
+	key := o.l.Cloud().OperatorCredentials()
+	client := sdk.New(sdk.Options{
+		Region: o.l.Cloud().Region(), HTTPClient: &http.Client{Transport: o.l.Cloud().Transport()},
+		Credentials: credentials.NewStaticCredentialsProvider(key.AccessKeyID, key.SecretAccessKey, key.SessionToken),
+	})
+	_, err := client.UnassignPrivateIpAddresses(o.t.Context(), &sdk.UnassignPrivateIpAddressesInput{
+		NetworkInterfaceId: aws.String(from), PrivateIpAddresses: []string{a.String()}})
+	if err == nil {
+		_, err = client.AssignPrivateIpAddresses(o.t.Context(), &sdk.AssignPrivateIpAddressesInput{
+			NetworkInterfaceId: aws.String(to), PrivateIpAddresses: []string{a.String()}})
+	}
+	if err != nil {
+		o.t.Fatal(err)
+	}
+}
+
+// checkPaths has every pod of the node open new connections to the internet, the peer and back.
+func (o *otherCNI) checkPaths(peer cluster.Pod) {
+	o.t.Helper()
+	for _, p := range o.l.Pods("n1") {
+		for what, path := range map[string]struct {
+			from probe.Do
+			to   netip.Addr
+			sees netip.Addr
+		}{
+			"→ internet": {podDo(o.l, p), fabric.InternetAddr, netip.Addr{}},
+			"→ peer":     {podDo(o.l, p), peer.Address, p.Address},
+			"← peer":     {podDo(o.l, peer), p.Address, peer.Address},
+		} {
+			a, err := probe.TCP(o.t.Context(), path.from, netip.AddrPortFrom(path.to, flowPort), 100)
+			if err != nil || path.sees.IsValid() && a.Source != path.sees {
+				o.t.Errorf("%s %s: seen as %s, %v", p.Name, what, a.Source, err)
+			}
+		}
+	}
+}
+
+// checkSwept wants nothing of the other one on the node.
+func (o *otherCNI) checkSwept() {
+	o.t.Helper()
+	left := func() string {
+		return o.sh(`ip rule | grep -E '^(512:.* to|1536:)' || true
+			nft list tables | grep aws-cni || true
+			iptables-nft-save 2>/dev/null | grep AWS || true
+			iptables-legacy-save 2>/dev/null | grep AWS || true`)
+	}
+	eventually(o.t, time.Minute, "the state of the other CNI is gone", func() bool { return left() == "" })
+}
