@@ -2,6 +2,7 @@ package ipamd
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -9,8 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vpccni/pkg/delnote"
 	"vpccni/pkg/ipamd/checkpoint"
@@ -339,6 +343,51 @@ func TestCrashPoints(t *testing.T) {
 			}
 			t.Logf("%d deaths", runs)
 		})
+	}
+}
+
+// While the state's file system takes nothing, an ADD and a DEL fail with that for a reason, and nothing leaks; when it
+// takes files again, pods get addresses again, without anybody doing anything.
+func TestFileSystemThatTakesNothing(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{unix.ENOSPC, unix.EROFS} {
+		c := newCrash(stateDir(t), warmpool.Targets{WarmIP: 2, MinimumIP: 4})
+		c.start()
+		for range 3 {
+			c.add()
+		}
+		c.run(20 * time.Second)
+		running := c.podIDs()
+		c.files.Err = err
+		var refusals []error
+		c.answered = func(err error) { refusals = append(refusals, err) }
+		c.add()
+		c.del(running[0])
+		c.run(time.Second)
+		for _, got := range refusals {
+			var r *Refusal
+			if !errors.As(got, &r) || r.Code != CodeStorage || !strings.Contains(r.Reason, err.Error()) {
+				t.Errorf("%v: answer %v", err, got)
+			}
+		}
+		if len(refusals) != 2 {
+			t.Errorf("%v: %d answers", err, len(refusals))
+		}
+		c.run(time.Minute)
+		if n := len(c.ctrl.store.Allocations()); n != 3 {
+			t.Errorf("%v: %d allocations for 3 pods", err, n)
+		}
+		c.asUpstream()
+		c.files.Err, c.answered = nil, nil
+		c.add()
+		c.retry()
+		c.run(20 * time.Second)
+		if got := c.podIDs(); len(got) != 3 || slices.Contains(got, running[0]) {
+			t.Errorf("%v: pods %v afterwards", err, got)
+		}
+		c.rest()
+		c.stop()
+		c.report(t, err.Error())
 	}
 }
 

@@ -44,6 +44,8 @@ type world struct {
 	trace    []string
 	// carryOut, if set, carries out effects in the world's place.
 	carryOut func(effect)
+	// answered, if set, hears how an ADD or a DEL was answered.
+	answered func(error)
 }
 
 type pending struct {
@@ -190,6 +192,9 @@ func (w *world) step(ev event) {
 func (w *world) added(e effAdd) {
 	n := w.adds[e.id]
 	delete(w.adds, e.id)
+	if w.answered != nil {
+		w.answered(e.err)
+	}
 	p := w.pods[n]
 	ended := evAddEnded{id: e.id, key: pod(n).key(), delivered: e.err == nil}
 	if e.err == nil && (p == nil || p.state != "adding") {
@@ -218,6 +223,9 @@ func (effEnded) isEffect() {}
 func (w *world) deleted(e effDel) {
 	n := w.dels[e.id]
 	delete(w.dels, e.id)
+	if w.answered != nil {
+		w.answered(e.err)
+	}
 	if e.err != nil && !errors.Is(e.err, datastore.ErrUnknownPod) {
 		return // the kubelet will try again
 	}

@@ -18,6 +18,8 @@ type Faults struct {
 	At func(point string) bool
 	// Dead processes change nothing.
 	Dead bool
+	// Err, if set, is what every write ends in, half way through: a full or a read-only file system.
+	Err error
 }
 
 func (f *Faults) passes(point, path string) bool {
@@ -29,6 +31,9 @@ func (f *Faults) passes(point, path string) bool {
 func (f *Faults) Write(path string, data []byte) error {
 	if f.Dead || !f.passes("before the write of", path) {
 		return ErrDead
+	}
+	if f.Err != nil {
+		return errors.Join(f.Err, os.WriteFile(path, data[:len(data)/2], 0o600))
 	}
 	if !f.passes("half way through", path) {
 		return errors.Join(ErrDead, os.WriteFile(path, data[:len(data)/2], 0o600))
