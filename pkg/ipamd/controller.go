@@ -83,6 +83,7 @@ type iface struct {
 	fixed   bool // serves, but is never removed
 	link    bool // the interface is there
 	lost    bool // EC2 has it no more, but pods hold its addresses
+	held    bool // it is in the ledger
 	ready   bool // the host's network is ready for it
 	// notReady is why the host's network is not ready for it, and since when.
 	notReady      string
@@ -102,7 +103,7 @@ func newController(o Options, r *rand.Rand) *controller {
 		ops:   map[uint64]*operation{},
 		truth: truth{gone: map[string]time.Time{}},
 		metadata: metadata{walks: o.Metadata != nil, doubts: map[doubt]*sighting{}, suspects: map[netip.Prefix]string{},
-			denied: map[netip.Prefix]string{}, lag: map[doubt]time.Time{}},
+			denied: map[netip.Prefix]string{}, clashes: map[netip.Prefix]bool{}, lag: map[doubt]time.Time{}},
 	}
 	c.set.NoProvisioning = c.set.NoProvisioning || c.set.IMDSOnly
 	if c.set.Targets.Prefixes {
@@ -168,6 +169,7 @@ func (c *controller) settle(now time.Time) {
 	}
 	c.serve(now)
 	if !c.stopping {
+		c.recheck(now)
 		c.hurry(now)
 		c.walkIfDue(now)
 		c.retryDue(now)
@@ -213,6 +215,7 @@ func (c *controller) arm(now time.Time) {
 		if c.observing == 0 {
 			earliest(c.resyncAt)
 		}
+		earliest(c.recheckAt)
 		if c.walks && c.walking == 0 {
 			earliest(c.walkAt)
 		}

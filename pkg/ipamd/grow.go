@@ -178,9 +178,11 @@ func (c *controller) hold(e *iface, now time.Time) {
 	primary := e.ID == c.id.PrimaryENI
 	err := c.store.AddENI(datastore.ENI{ID: e.ID, Device: e.Device, Card: e.Card, Primary: primary, Address: e.Primary, Since: now})
 	if err != nil {
-		c.log(slog.LevelError, "ENI cannot be used", "eni", e.ID, "error", err)
+		c.clash(e.ID, single(e.Primary), err, now)
 		return
 	}
+	e.held = true
+	delete(c.clashes, single(e.Primary))
 	for _, p := range poolOf(&e.ENI) {
 		c.addBlock(e.ID, p, now)
 	}
@@ -201,9 +203,12 @@ func single(ip netip.Addr) netip.Prefix { return netip.PrefixFrom(ip, ip.BitLen(
 
 func (c *controller) addBlock(eni string, p netip.Prefix, now time.Time) {
 	if _, err := c.store.AddBlock(eni, p, now); err != nil {
-		c.log(slog.LevelError, "address cannot be used", "eni", eni, "address", p, "error", err)
-		c.resyncSoon(now)
+		c.clash(eni, p, err, now)
 		return
+	}
+	delete(c.clashes, p)
+	if c.denied[p] == eni {
+		c.acquit(p, now)
 	}
 	c.dirty, c.unsaved = true, true
 	if e := c.enis[eni]; e != nil {
@@ -383,7 +388,11 @@ func (c *controller) addressesChecked(op *operation, e *iface, ev evCalled, now 
 	c.store.Unreserve(e.ID, op.blocks, now)
 	c.end(op)
 	if len(ev.enis) == 0 || ev.enis[0].InstanceID != c.id.InstanceID {
-		c.resyncSoon(now) // gone or detached: only a look at the whole node says
+		// Gone or detached: only a look at the whole node says, and it may be believed at once.
+		e.touched = time.Time{}
+		c.doubts[doubt{mac: e.MAC.String()}] = &sighting{since: now, last: now, firm: true}
+		c.suspect(now)
+		c.resyncSoon(now)
 		return
 	}
 	if op.kind == opAssign {

@@ -19,19 +19,23 @@ const (
 	walkEvery = time.Minute
 	// walkSoon is how often, while pods wait for what only somebody else can bring.
 	walkSoon = 5 * time.Second
+	// hurryPace is the least time between two Describes that pods wait for.
+	hurryPace = 2 * time.Second
 	// walkLong is the longest pause while IMDS fails.
 	walkLong = 5 * time.Minute
 	// walkGrace is how long IMDS has at start to object to the journal before the node serves from it.
 	walkGrace = 250 * time.Millisecond
-	// liesForgotten is when IMDS, which was wrong, is asked about as promptly as before.
+	// liesForgotten is when IMDS, which was wrong, is asked about as promptly as before. If it still says the same, EC2 is
+	// asked once more, maxAsked times in all: what IMDS said too early may have become true.
 	liesForgotten = time.Hour
+	maxAsked      = 2
 	// maxLies bounds how far the pause between two Describes doubles: to 16 min.
 	maxLies = 5
 )
 
 // metadata is what IMDS said last, and what is doubtful because of it. IMDS may be late, incomplete or wrong, so it
-// takes nothing away: while EC2 has not been asked, a block that IMDS does not list is given to no further pod, which is
-// all. A difference that EC2 has explained is not asked about again until IMDS's answer changes.
+// takes nothing away: a block that it does not list is given to no pod before EC2 has been asked, which is all. A
+// difference that EC2 has explained is not asked about again until IMDS's answer changes, or a pod needs the address.
 //
 // In IMDS-only mode there is no EC2 to ask, and time takes its place (patience.go).
 type metadata struct {
@@ -49,10 +53,16 @@ type metadata struct {
 	// addresses of although the truth is that they are not on the ENI.
 	suspects map[netip.Prefix]string
 	denied   map[netip.Prefix]string
-	// lag is until when IMDS need not know of a change.
-	lag    map[doubt]time.Time
-	liedNo int // Describes in a row that IMDS asked for in vain
-	liedAt time.Time
+	// clashes are blocks that belong to an ENI and could not be taken in.
+	clashes map[netip.Prefix]bool
+	// lag is until when IMDS need not know of a change; lookAgain is when the first difference that it excuses needs
+	// another excuse.
+	lag       map[doubt]time.Time
+	lookAgain time.Time
+	// recheckAt is when to ask about what EC2 has explained once more.
+	recheckAt time.Time
+	liedNo    int // Describes in a row that IMDS asked for in vain
+	liedAt    time.Time
 }
 
 // doubt is a difference between IMDS and what this node holds: a block of an ENI, or an ENI.
@@ -75,11 +85,17 @@ func (d doubt) compare(o doubt) int {
 // sighting is what is known of a doubt.
 type sighting struct {
 	since     time.Time
-	reads     int  // answers in a row that gave rise to it
-	explained bool // EC2 says that IMDS is wrong
-	// journaled doubts are of the last life: only EC2's word ends them.
-	journaled bool
+	last      time.Time // when IMDS, or the last life, gave rise to it last
+	reads     int       // answers in a row that gave rise to it
+	explained time.Time // when EC2 said last that IMDS is wrong; zero: it has not
+	asked     int       // how often it has said so
+	// firm doubts come from the last life or from EC2. An answer of EC2 that may be from before this node's last
+	// change of the ENI does not end them.
+	firm bool
 }
+
+// open tells whether EC2 has said nothing since the doubt was last given rise to.
+func (s *sighting) open() bool { return s.explained.IsZero() || s.explained.Before(s.last) }
 
 // walkIfDue reads IMDS: as little as tells whether something changed or, where IMDS is the truth, everything.
 func (c *controller) walkIfDue(now time.Time) {
@@ -142,6 +158,9 @@ func (c *controller) walked(ev evCalled, now time.Time) {
 	}
 	maps.DeleteFunc(c.lag, func(_ doubt, until time.Time) bool { return !c.heard.Before(until) })
 	c.walkAt = now.Add(c.walkPause())
+	if c.lookAgain.After(now) && c.lookAgain.Before(c.walkAt) {
+		c.walkAt = c.lookAgain
+	}
 }
 
 // plausible refuses an answer that contradicts itself, or lacks the ENI that cannot go.
@@ -190,9 +209,13 @@ func (c *controller) differences() []doubt {
 		told[c.answer[i].MAC.String()] = &c.answer[i]
 	}
 	var out []doubt
+	c.lookAgain = time.Time{}
 	note := func(d doubt) {
-		if !c.heard.Before(c.lag[doubt{mac: d.mac, block: d.block}]) {
+		switch until := c.lag[doubt{mac: d.mac, block: d.block}]; {
+		case !c.heard.Before(until):
 			out = append(out, d)
+		case c.lookAgain.IsZero() || until.Before(c.lookAgain):
+			c.lookAgain = until
 		}
 	}
 	for _, e := range c.sorted() {
@@ -257,20 +280,25 @@ func (c *controller) lagging(e *iface, p netip.Prefix, until time.Time) {
 	c.lag[doubt{mac: e.MAC.String(), block: p}] = until
 }
 
-// weigh brings the doubts up to date and returns how many are new.
+// weigh brings the doubts up to date and returns how many EC2 has to be asked about now. That IMDS does not list a thing
+// is not made undone by a later answer that does, which may be an older one.
 func (c *controller) weigh(now time.Time) (fresh int) {
 	next := map[doubt]*sighting{}
 	if !c.heard.IsZero() {
 		for _, d := range c.differences() {
-			if next[d] = c.doubts[d]; next[d] == nil {
-				next[d] = &sighting{since: now}
+			s := c.doubts[d]
+			if s == nil {
+				s = &sighting{since: now}
 				fresh++
 			}
+			s.last = c.heard
+			next[d] = s
 		}
 	}
 	for d, s := range c.doubts {
-		if s.journaled {
+		if next[d] == nil && !d.extra && !c.set.IMDSOnly && s.open() && c.stands(d) {
 			next[d] = s
+			fresh++
 		}
 	}
 	c.doubts = next
@@ -278,12 +306,20 @@ func (c *controller) weigh(now time.Time) (fresh int) {
 	return fresh
 }
 
+// stands tells whether the node still has what a doubt is about, and has not got it anew.
+func (c *controller) stands(d doubt) bool {
+	e := c.byMAC(d.mac)
+	return e != nil && e.held && !e.lost && !c.removing(e) && !c.heard.Before(c.lag[d]) &&
+		(!d.block.IsValid() || slices.Contains(c.store.Pool(e.ID), d.block) && !c.leavingBlock(e, d.block))
+}
+
 // suspect keeps what is missing in IMDS from being handed out, and nothing else.
 func (c *controller) suspect(now time.Time) {
 	wanted := map[netip.Prefix]string{}
 	for d, s := range c.doubts {
 		e := c.byMAC(d.mac)
-		if d.extra || s.explained || e == nil {
+		// What EC2 said before IMDS's last answer may have changed since: IMDS would say the same.
+		if d.extra || e == nil || !s.open() {
 			continue
 		}
 		blocks := []netip.Prefix{d.block}
@@ -335,6 +371,19 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
+// recheck has EC2 asked again about what it has explained a while ago and IMDS still says.
+func (c *controller) recheck(now time.Time) {
+	if c.recheckAt.IsZero() || now.Before(c.recheckAt) {
+		return
+	}
+	c.recheckAt = time.Time{}
+	for _, s := range c.doubts {
+		if !s.explained.IsZero() && s.asked < maxAsked {
+			c.resyncBy(now)
+		}
+	}
+}
+
 // hurry has the truth asked for at once when pods wait for what it would set free.
 func (c *controller) hurry(now time.Time) {
 	if len(c.queue) == 0 || !c.isReady {
@@ -350,7 +399,7 @@ func (c *controller) hurry(now time.Time) {
 	case !c.synced():
 		c.resyncBy(now)
 	case len(c.suspects) > 0:
-		c.resyncBy(later(now, c.verified.Add(settleTime)))
+		c.resyncBy(later(now, c.verified.Add(hurryPace)))
 	}
 }
 
@@ -359,30 +408,19 @@ func (c *controller) explain(enis []awsutils.ENI, issued, now time.Time) {
 	c.weigh(now)
 	lies := 0
 	for _, d := range slices.SortedFunc(maps.Keys(c.doubts), doubt.compare) {
-		s := c.doubts[d]
-		if s.explained {
-			continue
-		}
+		s, e := c.doubts[d], c.byMAC(d.mac)
 		at := slices.IndexFunc(enis, func(x awsutils.ENI) bool { return x.MAC.String() == d.mac })
-		e := c.byMAC(d.mac)
+		listed := at >= 0 && (!d.block.IsValid() || slices.Contains(poolOf(&enis[at]), d.block))
 		switch {
-		case s.journaled && (e == nil || at < 0):
-			s.journaled = false
-		case s.journaled && e.tooFresh(issued, now):
-			// EC2's answer may be from before what the last life did.
-		case !s.journaled && issued.Before(c.heard):
-			// EC2 may have been asked before that happened which IMDS tells of.
-		case d.extra:
-			s.explained = true
-		case at < 0:
-			// EC2 does not list the ENI either, but it was changed a moment ago.
-		case !d.block.IsValid() || slices.Contains(poolOf(&enis[at]), d.block):
-			if !s.journaled {
+		case issued.Before(s.last), s.firm && e != nil && e.tooFresh(issued, now):
+			// EC2 may have been asked before that happened which gave rise to it.
+		case d.extra, listed:
+			if !d.extra && !s.firm && s.explained.IsZero() {
 				lies++
 			}
-			s.journaled, s.explained = false, !issued.Before(c.heard)
-		default: // not on the ENI in EC2 either, and older than what this node is about there
-			s.journaled = false
+			s.explained, s.firm = now, false
+			s.asked++
+		case at >= 0 && d.block.IsValid(): // older than what this node is about on the ENI
 			c.vanished(e, d.block, now)
 		}
 	}
@@ -391,9 +429,11 @@ func (c *controller) explain(enis []awsutils.ENI, issued, now time.Time) {
 		c.liedNo, c.liedAt = c.liedNo+1, now
 	}
 	for _, s := range c.doubts {
-		if !s.explained {
+		switch {
+		case s.open():
 			c.resyncBy(now.Add(2 * settleTime))
-			break
+		case s.asked < maxAsked:
+			c.recheckAt = now.Add(liesForgotten)
 		}
 	}
 }
@@ -401,7 +441,7 @@ func (c *controller) explain(enis []awsutils.ENI, issued, now time.Time) {
 // vanished takes a block away that is not on its ENI any more. What a pod holds stays with the pod; nobody gets it
 // after that.
 func (c *controller) vanished(e *iface, p netip.Prefix, now time.Time) {
-	if e == nil || c.denied[p] != "" {
+	if e == nil || c.denied[p] != "" || !slices.Contains(c.store.Pool(e.ID), p) {
 		return
 	}
 	delete(c.suspects, p)
@@ -417,6 +457,17 @@ func (c *controller) vanished(e *iface, p netip.Prefix, now time.Time) {
 	c.log(slog.LevelWarn, "address is gone from the ENI", "eni", e.ID, "address", p)
 }
 
+// clash hears that an ENI or a block cannot be taken in: its address is in the ledger already, on an ENI that it was
+// taken off behind this node's back. EC2 is asked what is where, but not again and again while a pod keeps it there.
+func (c *controller) clash(eni string, p netip.Prefix, err error, now time.Time) {
+	if c.clashes[p] {
+		return
+	}
+	c.clashes[p] = true
+	c.log(slog.LevelError, "address cannot be used", "eni", eni, "address", p, "error", err)
+	c.resyncSoon(now)
+}
+
 // acquit ends the quarantine of a block that is on its ENI after all.
 func (c *controller) acquit(p netip.Prefix, now time.Time) {
 	delete(c.denied, p)
@@ -424,11 +475,14 @@ func (c *controller) acquit(p netip.Prefix, now time.Time) {
 }
 
 // freeDenied forgets blocks that are not on the ENI any more and whose last pod has gone.
-func (c *controller) freeDenied(eni string) {
+func (c *controller) freeDenied(eni string, now time.Time) {
 	for p, on := range c.denied {
 		if on == eni && c.store.RemoveBlocks(eni, []netip.Prefix{p}) == nil {
 			delete(c.denied, p)
 			c.dirty, c.unsaved = true, true
+			if len(c.clashes) > 0 {
+				c.resyncSoon(now) // another ENI of this node may have it now
+			}
 		}
 	}
 }

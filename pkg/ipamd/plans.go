@@ -104,7 +104,7 @@ func (c *controller) planState(now time.Time) warmpool.State {
 // overlookSuspects has the plan count on what only IMDS calls in question: EC2 is about to be asked, and an ENI or an
 // address less would be the wrong answer to a lie. Nothing is asked for on an ENI that may be gone.
 func (c *controller) overlookSuspects(e *iface, x *warmpool.ENI) {
-	if s := c.doubts[doubt{mac: e.MAC.String()}]; s != nil && !s.explained {
+	if s := c.doubts[doubt{mac: e.MAC.String()}]; s != nil && s.explained.IsZero() {
 		x.Busy = true
 	}
 	on := func(blocks map[netip.Prefix]string) bool {

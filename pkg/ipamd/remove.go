@@ -178,7 +178,7 @@ func (c *controller) forget(eni string, now time.Time) {
 }
 
 // freeLost forgets a lost ENI with its last pod.
-func (c *controller) freeLost(eni string) {
+func (c *controller) freeLost(eni string, now time.Time) {
 	e := c.enis[eni]
 	if e == nil || !e.lost {
 		return
@@ -186,6 +186,9 @@ func (c *controller) freeLost(eni string) {
 	if c.store.RemoveENI(eni) == nil {
 		delete(c.enis, eni)
 		c.dirty, c.unsaved = true, true
+		if len(c.clashes) > 0 {
+			c.resyncSoon(now) // other ENIs of this node may have its addresses now
+		}
 		c.notify(false, "LostENIFreed", "The last pod on "+eni+", which somebody detached, has gone")
 		c.log(slog.LevelInfo, "lost ENI has no pods any more", "eni", eni)
 	}

@@ -234,8 +234,8 @@ func (c *controller) delRequested(ev evDel, now time.Time) {
 	}
 	c.releasing[key]++
 	c.next.dels = append(c.next.dels, &del{id: ev.id, key: key, alloc: alloc, since: now})
-	c.freeLost(alloc.ENI)
-	c.freeDenied(alloc.ENI)
+	c.freeLost(alloc.ENI, now)
+	c.freeDenied(alloc.ENI, now)
 }
 
 // releaseNow takes back what a sandbox holds, and refuses its ADDs that have no answer yet: they will not be needed.

@@ -107,7 +107,7 @@ func (c *controller) adoptJournal(now time.Time) {
 		c.enis[h.ID] = e
 		c.hold(e, now)
 		for _, p := range c.doubtedOf(h) {
-			c.doubts[doubt{mac: mac.String(), block: p}] = &sighting{since: now, journaled: true}
+			c.doubts[doubt{mac: mac.String(), block: p}] = &sighting{since: now, last: now, firm: true}
 		}
 	}
 	clear(c.lag) // all of this is old

@@ -116,9 +116,9 @@ func (e *iface) tooFresh(issued, now time.Time) bool {
 
 // adopt makes the picture agree with what EC2 says the instance has.
 func (c *controller) adopt(enis []awsutils.ENI, issued, now time.Time) {
-	seen := map[string]bool{}
+	// First what is gone: it may be on another ENI by now.
+	c.dropGone(enis, issued, now)
 	for _, d := range enis {
-		seen[d.ID] = true
 		switch e := c.enis[d.ID]; {
 		case e == nil:
 			c.meet(d, now)
@@ -133,15 +133,34 @@ func (c *controller) adopt(enis []awsutils.ENI, issued, now time.Time) {
 			c.protect(e, now)
 		}
 	}
+}
+
+// dropGone takes what EC2 does not list any more out of the picture: ENIs, and blocks of those that stay.
+func (c *controller) dropGone(enis []awsutils.ENI, issued, now time.Time) {
+	listed := map[string]*awsutils.ENI{}
+	for i := range enis {
+		listed[enis[i].ID] = &enis[i]
+	}
 	for _, e := range c.sorted() {
-		if seen[e.ID] || e.busy != nil {
-			continue
-		}
-		if e.tooFresh(issued, now) {
+		d := listed[e.ID]
+		switch {
+		case e.busy != nil:
+		case d == nil && e.tooFresh(issued, now):
 			c.resyncAt = now.Add(2 * settleTime)
-			continue
+		case d == nil:
+			c.missing(e, now)
+		case e.managed && !e.tooFresh(issued, now):
+			c.dropBlocks(e, *d, now)
 		}
-		c.missing(e, now)
+	}
+}
+
+func (c *controller) dropBlocks(e *iface, d awsutils.ENI, now time.Time) {
+	want := poolOf(&d)
+	for _, p := range c.store.Pool(e.ID) {
+		if !slices.Contains(want, p) {
+			c.vanished(e, p, now)
+		}
 	}
 }
 
@@ -209,22 +228,21 @@ func (c *controller) compare(e *iface, d awsutils.ENI, now time.Time) {
 		return
 	}
 	e.Secondary, e.Prefixes = d.Secondary, d.Prefixes
+	if !e.held {
+		c.hold(e, now)
+		return
+	}
 	if e.lost {
 		c.found(e)
 	}
-	want := poolOf(&e.ENI)
+	c.dropBlocks(e, d, now)
 	have := c.store.Pool(e.ID)
-	for _, p := range want {
+	for _, p := range poolOf(&e.ENI) {
 		if slices.Contains(have, p) {
 			c.acquit(p, now)
 			continue
 		}
 		c.addBlock(e.ID, p, now)
-	}
-	for _, p := range have {
-		if !slices.Contains(want, p) {
-			c.vanished(e, p, now)
-		}
 	}
 }
 
@@ -242,10 +260,10 @@ func (c *controller) quarantine(p netip.Prefix, on bool, now time.Time) {
 // missing handles an ENI that EC2 does not list any more.
 func (c *controller) missing(e *iface, now time.Time) {
 	switch {
-	case !e.managed:
+	case !e.managed || !e.held:
 		delete(c.enis, e.ID)
 	case e.lost:
-		c.freeLost(e.ID)
+		c.freeLost(e.ID, now)
 	case c.store.RemoveENI(e.ID) == nil:
 		delete(c.enis, e.ID)
 		c.dirty, c.unsaved = true, true

@@ -37,6 +37,7 @@ func TestDeathBetweenAnyTwoEffects(t *testing.T) {
 
 var (
 	firstWorld = flag.Uint64("world", 0, "seed of the first random world; 0: any")
+	traced     = flag.Int("trace", 200, "how many lines of a failed world are shown")
 	manyWorlds = flag.Int("worlds", 400, "how many random worlds")
 )
 

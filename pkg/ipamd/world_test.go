@@ -46,6 +46,12 @@ type world struct {
 	carryOut func(effect)
 	// answered, if set, hears how an ADD or a DEL was answered.
 	answered func(error)
+	// With an IMDS that lies (world_lies_test.go).
+	liar                          *liar
+	thefts                        []theft
+	gotAt                         map[netip.Prefix]time.Time // when the node got a block
+	had                           map[netip.Prefix]string    // what it had then, and where
+	thefted, steps, served, walks int
 }
 
 type pending struct {
@@ -55,14 +61,15 @@ type pending struct {
 
 // simPod is a pod as the kubelet knows it.
 type simPod struct {
-	n     int
-	state string // adding, running, deleting
-	addr  netip.Addr
+	n      int
+	state  string // adding, running, deleting
+	addr   netip.Addr
+	robbed bool // somebody took its address off the node
 }
 
 func newWorld(seed uint64, targets warmpool.Targets) *world {
 	w := &world{r: rand.New(rand.NewPCG(seed, 3)), now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), cloud: newCloud(3, 6),
-		pods: map[int]*simPod{}}
+		pods: map[int]*simPod{}, gotAt: map[netip.Prefix]time.Time{}, had: map[netip.Prefix]string{}}
 	w.cloud.reuse = w.r.IntN(2) == 0
 	w.cloud.attachDelay, w.cloud.detachDelay = 4*time.Second, 3*time.Second
 	w.host = &host{cloud: w.cloud}
@@ -98,6 +105,12 @@ func (w *world) problem(format string, args ...any) {
 func (w *world) boot() {
 	o := w.opts
 	o.Restored = w.disk
+	if w.liar != nil {
+		o.Metadata = w.liar
+	}
+	for i := range w.thefts {
+		w.thefts[i].told = time.Time{}
+	}
 	w.ctrl = newController(o, rand.New(rand.NewPCG(w.r.Uint64(), 1)))
 	w.pending, w.timer = nil, time.Time{}
 	w.adds, w.dels = map[uint64]int{}, map[uint64]int{}
@@ -157,6 +170,7 @@ func (w *world) del(n int) {
 // step takes an event to the controller and keeps what it wants done.
 func (w *world) step(ev event) {
 	w.trace = append(w.trace, fmt.Sprintf("%s %T", w.now.Format("05.000"), ev))
+	w.steps++
 	for _, e := range w.ctrl.step(ev, w.now) {
 		took := time.Duration(w.r.IntN(400)) * time.Millisecond
 		switch e := e.(type) {
@@ -171,7 +185,7 @@ func (w *world) step(ev event) {
 			w.trace = append(w.trace, "  notice "+e.Reason)
 		case effLog:
 			w.trace = append(w.trace, fmt.Sprintf("  %s %v", e.msg, e.args))
-			if e.level >= slog.LevelError && e.msg != "state not durable" && e.msg != "host network not set up" {
+			if e.level >= slog.LevelError && !w.expected(e.msg) {
 				w.problem("%s %v", e.msg, e.args)
 			}
 		case effCommit:
@@ -187,6 +201,18 @@ func (w *world) step(ev event) {
 			w.pending = append(w.pending, pending{w.now.Add(took), e})
 		}
 	}
+}
+
+// expected tells whether an error in the log is what was done to the controller.
+func (w *world) expected(msg string) bool {
+	switch msg {
+	case "state not durable", "host network not set up":
+		return true
+	case "a pod holds an address that is not on the ENI any more", "ENI is gone, and pods hold its addresses",
+		"address cannot be used", "ENI cannot be used", "interface does not appear":
+		return w.thefted > 0
+	}
+	return false
 }
 
 func (w *world) added(e effAdd) {
@@ -206,6 +232,7 @@ func (w *world) added(e effAdd) {
 	if p != nil && p.state == "adding" {
 		if ended.delivered {
 			p.state, p.addr = "running", e.reply.Address
+			w.served++
 			w.checkPod(p, e.reply)
 		} else {
 			p.state = "failed"
@@ -236,8 +263,17 @@ func (w *world) deleted(e effDel) {
 
 // checkPod: a pod's address is nobody else's, on this node in EC2, and wired.
 func (w *world) checkPod(p *simPod, reply AddReply) {
+	w.forgive()
+	if t := w.stolen(p.addr); t != nil && w.eniOf(p.addr) == nil {
+		p.robbed = true
+		// A reply may be on its way to the disk.
+		if !t.told.IsZero() && w.now.Sub(t.told) > 100*time.Millisecond {
+			w.problem("pod %d gets %s, which IMDS said %s ago is gone", p.n, p.addr, w.now.Sub(t.told))
+		}
+		return
+	}
 	for _, n := range w.podIDs() {
-		if o := w.pods[n]; o != p && o.state == "running" && o.addr == p.addr {
+		if o := w.pods[n]; o != p && o.state == "running" && o.addr == p.addr && !o.robbed {
 			w.problem("%s is held by pods %d and %d", p.addr, o.n, p.n)
 		}
 	}
@@ -279,7 +315,7 @@ func (w *world) call(c call) (r result) {
 	}
 	for _, n := range w.podIDs() {
 		p := w.pods[n]
-		if p.state != "running" {
+		if p.state != "running" || p.robbed {
 			continue
 		}
 		e := w.eniOf(p.addr)
@@ -321,12 +357,18 @@ func (w *world) call(c call) (r result) {
 		r.prefixes, r.err = w.cloud.assignPrefixes(c.eni, c.n, now)
 	case callUnassignPrefixes:
 		r.err = w.cloud.unassignPrefixes(c.eni, c.prefixes, now)
+	case callPools, callMetadata:
+		w.walks++
+		return w.metadata(c)
 	case callWaitLink:
 		if there, _ := w.cloud.hasLink(c.mac, now); !there {
 			r.err = context.DeadlineExceeded
 		}
 	}
 	w.trace = append(w.trace, fmt.Sprintf("%s   %s %s %v -> %v", now.Format("05.000"), c.method, c.eni, c.addrs, r.err))
+	if w.liar != nil {
+		w.got()
+	}
 	return r
 }
 
@@ -468,7 +510,8 @@ func (w *world) rest() {
 	if len(ledger) > 0 {
 		w.problem("ENIs in the ledger only: %v", ledger)
 	}
-	if got := w.ctrl.durable(w.now); len(got.Journal.Intents) > 0 || len(w.ctrl.ops) > 0 {
+	if got := w.ctrl.durable(w.now); len(got.Journal.Intents) > 0 || len(w.ctrl.ops) > 1 ||
+		len(w.ctrl.ops) == 1 && w.ctrl.walking == 0 {
 		w.problem("under way at rest: %+v", got.Journal.Intents)
 	}
 }
@@ -478,7 +521,7 @@ func (w *world) report(t *testing.T, name string) {
 	if len(w.problems) == 0 {
 		return
 	}
-	from := max(0, len(w.trace)-200)
+	from := max(0, len(w.trace)-*traced)
 	t.Fatalf("%s: %s\nthe last of it:\n%s", name, strings.Join(w.problems, "\n"), strings.Join(w.trace[from:], "\n"))
 }
 
