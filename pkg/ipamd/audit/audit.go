@@ -1,15 +1,17 @@
-// Package audit compares what the state file says with who lives on the node. The kernel says who lives: a pod has a
-// host veth whose name follows from its namespace and name.
+// Package audit compares who holds an address with who lives on the node. The kernel says who lives: a pod has a host
+// veth whose name follows from its namespace and name.
 //
-// It covers the gaps of a restart. A pod that was deleted meanwhile has left a note (Notes). An allocation whose ADD was
-// cut short has no veth and may never be deleted (Audit). And when the state file could not be read, the pod routes say
-// which addresses are in use (Rebuild).
+// A pod that was deleted without ipamd has left a note (Notes). One whose veth is gone although no DEL came, and one
+// whose ADD was cut short and that was never wired, are found by looking (Audit). And when the state file could not be
+// read, the pod routes say which addresses are in use (Rebuild).
 package audit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,9 +24,14 @@ import (
 	"vpccni/pkg/networkutils/names"
 )
 
-// Delay is the time between the two observations that it takes to reclaim an address. A plugin that asked just before
-// the restart may wire its pod until 90 s after its own start, and never later.
-const Delay = 90*time.Second + 15*time.Second
+// Times of an Audit. What was wired and is gone is released within 60 s: at the second look that misses it.
+const (
+	// lookEvery is the time between two looks.
+	lookEvery = 20 * time.Second
+	// Grace is how long a sandbox that asked for an address may take to be wired: a plugin wires its pod until 90 s
+	// after its own start, and never later.
+	Grace = 90*time.Second + 15*time.Second
+)
 
 // releaseTimeout bounds one release, which ends in a commit of the state.
 const releaseTimeout = 15 * time.Second
@@ -46,55 +53,85 @@ type Options struct {
 	Log       *slog.Logger
 }
 
-// Audit reclaims restored allocations whose pod is not there. It passes requests through to the allocator, so that it
-// hears of sandboxes that are alive after all.
+// Audit reclaims addresses whose pod is not there. It passes requests through to the allocator, so that it hears who
+// holds one.
 type Audit struct {
 	Options
 
-	mu sync.Mutex
-	// suspects had no link at the last look, and nobody has asked for them since. Guarded by mu.
-	suspects map[ipamd.Sandbox]bool
+	mu      sync.Mutex
+	watched map[ipamd.Sandbox]*watch // guarded by mu, with all watches
 }
 
-// New returns an Audit of the allocations that were restored.
-func New(o Options) *Audit { return &Audit{Options: o} }
+// watch is a sandbox that holds an address, or is about to.
+type watch struct {
+	ipamd.Sandbox
+	namespace, pod string
+	asked          time.Time // when its last ADD came or was answered; of a restored one, the start
+	asking         int       // ADDs without an answer
+	holds          bool
+	wired          bool      // its link was there since then
+	missing        time.Time // the first of the looks in a row that missed it; zero: it was not missed
+}
 
-// Add passes on. A sandbox that is being wired now is none that was forgotten.
+// New returns an Audit of the allocations that were restored, and of those to come.
+func New(o Options) *Audit {
+	a := &Audit{Options: o, watched: map[ipamd.Sandbox]*watch{}}
+	for _, r := range o.Restored {
+		w := &watch{Sandbox: sandboxOf(r), namespace: r.Namespace, pod: r.Pod, holds: true, asked: o.Clock.Now()}
+		// A link that the allocation was rebuilt from was there.
+		_, w.wired = w.link()
+		a.watched[w.Sandbox] = w
+	}
+	return a
+}
+
+// Add passes on.
 func (a *Audit) Add(ctx context.Context, req ipamd.AddRequest) (ipamd.AddReply, error) {
-	a.clear(req.Sandbox)
-	return a.Allocator.Add(ctx, req)
+	w := a.begin(req)
+	reply, err := a.Allocator.Add(ctx, req)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w.asking--
+	w.asked = a.Clock.Now()
+	w.holds = w.holds || err == nil
+	if !w.holds && w.asking == 0 && a.watched[req.Sandbox] == w {
+		delete(a.watched, req.Sandbox)
+	}
+	return reply, err
+}
+
+// begin watches a sandbox from its ADD on. One that is being wired now is none that is gone.
+func (a *Audit) begin(req ipamd.AddRequest) *watch {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w := a.watched[req.Sandbox]
+	if w == nil {
+		w = &watch{Sandbox: req.Sandbox, namespace: req.Namespace, pod: req.Pod}
+		a.watched[req.Sandbox] = w
+	}
+	w.asking++
+	w.asked, w.wired, w.missing = a.Clock.Now(), false, time.Time{}
+	return w
 }
 
 // Del passes on.
 func (a *Audit) Del(ctx context.Context, req ipamd.DelRequest) (ipamd.DelReply, error) {
-	a.clear(req.Sandbox)
-	return a.Allocator.Del(ctx, req)
+	reply, err := a.Allocator.Del(ctx, req)
+	if err == nil || errors.Is(err, datastore.ErrUnknownPod) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if w := a.watched[req.Sandbox]; w != nil && w.asking == 0 {
+			delete(a.watched, req.Sandbox)
+		}
+	}
+	return reply, err
 }
 
-func (a *Audit) clear(s ipamd.Sandbox) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.suspects, s)
-}
-
-// Run looks now and after each Delay, and releases what had no link two times in a row. It returns when ctx ends, or when
-// there is nobody left to look for: pods that are there will be deleted by their sandbox, except for those whose
-// sandbox is not known. A look that fails has seen everybody.
+// Run looks now and then, until ctx ends.
 func (a *Audit) Run(ctx context.Context) {
-	watched := a.Restored
-	for len(watched) > 0 {
-		missing, err := a.missing(ctx, watched)
-		if err != nil {
-			a.Log.Warn("restored allocations not compared with the kernel", "error", err)
-			a.suspect(nil)
-		} else {
-			a.reclaimSuspects(ctx, missing)
-			watched = a.rest(watched, missing)
-		}
-		if len(watched) == 0 {
-			return
-		}
-		timer := a.Clock.NewTimer(Delay)
+	for {
+		a.look(ctx)
+		timer := a.Clock.NewTimer(lookEvery)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -104,99 +141,95 @@ func (a *Audit) Run(ctx context.Context) {
 	}
 }
 
-// reclaimSuspects releases what is missing again, and remembers what is missing for the first time.
-func (a *Audit) reclaimSuspects(ctx context.Context, missing []checkpoint.Allocation) {
-	var first []checkpoint.Allocation
-	for _, m := range missing {
-		if a.isSuspect(m) {
-			a.reclaim(ctx, m)
-		} else {
-			first = append(first, m)
-		}
-	}
-	if len(first) > 0 {
-		a.Log.Info("restored allocations have no interface, looking again", "allocations", len(first), "after", Delay)
-	}
-	a.suspect(first)
-}
-
-// rest is who has to be looked at again: new suspects, and pods that nobody else will report gone.
-func (a *Audit) rest(watched, missing []checkpoint.Allocation) []checkpoint.Allocation {
-	gone := make(map[ipamd.Sandbox]bool, len(missing))
-	for _, m := range missing {
-		gone[sandboxOf(m)] = true
-	}
-	var out []checkpoint.Allocation
-	for _, m := range watched {
-		_, rebuilt := linkOf(m)
-		if rebuilt && !gone[sandboxOf(m)] || a.isSuspect(m) {
-			out = append(out, m)
-		}
-	}
-	return out
-}
-
-func (a *Audit) suspect(missing []checkpoint.Allocation) {
+// look releases what was missed before and is missed again. A look that fails has seen everybody.
+func (a *Audit) look(ctx context.Context) {
+	now := a.Clock.Now()
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.suspects = make(map[ipamd.Sandbox]bool, len(missing))
-	for _, m := range missing {
-		a.suspects[sandboxOf(m)] = true
-	}
-}
-
-func (a *Audit) isSuspect(m checkpoint.Allocation) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.suspects[sandboxOf(m)]
-}
-
-func (a *Audit) reclaim(ctx context.Context, m checkpoint.Allocation) {
-	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
-	defer cancel()
-	log := a.Log.With("address", m.Address, "container", m.ContainerID, "namespace", m.Namespace, "pod", m.Pod)
-	_, err := a.Allocator.Del(ctx, ipamd.DelRequest{Sandbox: sandboxOf(m), Namespace: m.Namespace, Pod: m.Pod})
-	switch {
-	case err == nil:
-		log.Warn("address reclaimed: its pod was never wired, or is gone")
-	case errors.Is(err, datastore.ErrUnknownPod):
-	default:
-		log.Error("address of a pod that is gone not reclaimed", "error", err)
-	}
-}
-
-// missing returns those of the allocations whose pod has no link on the host.
-func (a *Audit) missing(ctx context.Context, of []checkpoint.Allocation) ([]checkpoint.Allocation, error) {
-	if len(of) == 0 {
-		return nil, nil
+	idle := len(a.watched) == 0
+	a.mu.Unlock()
+	if idle {
+		return
 	}
 	links, err := a.Links(ctx)
 	if err != nil {
-		return nil, err
+		a.Log.Warn("allocations not compared with the kernel", "error", err)
 	}
-	exact, suffixes := make(map[string]bool, len(links)), make(map[string]bool, len(links))
+	once, again := a.missed(links, err != nil, now)
+	if once > 0 {
+		a.Log.Info("pods have no interface, looking again", "pods", once, "after", lookEvery)
+	}
+	for _, w := range again {
+		a.reclaim(ctx, w)
+	}
+}
+
+// missed brings the watches up to date with what was seen at a time. It counts those that were missed for the first
+// time and copies those that are to be released.
+func (a *Audit) missed(links []string, everybody bool, now time.Time) (once int, again []watch) {
+	seen := newLinkSet(links)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range a.watched {
+		switch {
+		case everybody:
+			w.missing = time.Time{}
+		case seen.has(w):
+			w.wired, w.missing = true, time.Time{}
+		case w.asking > 0 || !w.asked.Before(now):
+			// Asked for while the kernel was.
+		case !w.wired && now.Sub(w.asked) < Grace:
+			// Its plugin may be at work.
+		case w.missing.IsZero():
+			w.missing = now
+			once++
+		default:
+			again = append(again, *w)
+		}
+	}
+	slices.SortFunc(again, func(x, y watch) int { return cmp.Compare(x.ContainerID+x.IfName, y.ContainerID+y.IfName) })
+	return once, again
+}
+
+// reclaim releases what a sandbox holds, unless it has asked for it again since it was missed.
+func (a *Audit) reclaim(ctx context.Context, w watch) {
+	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	log := a.Log.With("container", w.ContainerID, "namespace", w.namespace, "pod", w.pod)
+	reply, err := a.Allocator.Del(ctx, ipamd.DelRequest{Sandbox: w.Sandbox, Namespace: w.namespace, Pod: w.pod, Gone: w.missing})
+	switch {
+	case err == nil:
+		log.Warn("address reclaimed: its pod was never wired, or is gone", "address", reply.Address, "wired", w.wired)
+	case errors.Is(err, datastore.ErrUnknownPod): // a DEL, or a note of one, came first
+	default:
+		log.Error("address of a pod that is gone not reclaimed", "error", err)
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if now := a.watched[w.Sandbox]; now != nil && now.asking == 0 && now.asked.Equal(w.asked) {
+		delete(a.watched, w.Sandbox)
+	}
+}
+
+// linkSet are the host's links.
+type linkSet struct{ exact, suffixes map[string]bool }
+
+func newLinkSet(links []string) linkSet {
+	s := linkSet{make(map[string]bool, len(links)), make(map[string]bool, len(links))}
 	for _, name := range links {
-		exact[name] = true
-		suffixes[name[max(0, len(name)-suffixLen):]] = true
+		s.exact[name] = true
+		s.suffixes[name[max(0, len(name)-suffixLen):]] = true
 	}
-	var out []checkpoint.Allocation
-	for _, m := range of {
-		if link, ok := linkOf(m); ok {
-			if !exact[link] {
-				out = append(out, m)
-			}
-			continue
-		}
-		// An entry of the time before names were recorded cannot be looked for.
-		if m.Namespace == "" || m.Pod == "" {
-			continue
-		}
-		// Only the end of the name is compared: the prefix is the operator's, and may have changed.
-		if !suffixes[names.VethSuffix(m.Namespace, m.Pod, 0)] {
-			out = append(out, m)
-		}
+	return s
+}
+
+// has tells whether a sandbox has a link. Only the end of the name is compared: the prefix is the operator's, and may
+// have changed. A sandbox of the time before names were recorded cannot be looked for, and is taken to have one.
+func (s linkSet) has(w *watch) bool {
+	if link, ok := w.link(); ok {
+		return s.exact[link]
 	}
-	return out, nil
+	return w.namespace == "" || w.pod == "" || s.suffixes[names.VethSuffix(w.namespace, w.pod, 0)]
 }
 
 const suffixLen = 11 // of names.VethSuffix
@@ -208,6 +241,5 @@ func sandboxOf(m checkpoint.Allocation) ipamd.Sandbox {
 // rebuiltPrefix starts the container id of an allocation that was read from the kernel. No runtime's id has a colon.
 const rebuiltPrefix = "link:"
 
-func linkOf(m checkpoint.Allocation) (string, bool) {
-	return strings.CutPrefix(m.ContainerID, rebuiltPrefix)
-}
+// link is the link that an allocation was rebuilt from.
+func (w *watch) link() (string, bool) { return strings.CutPrefix(w.ContainerID, rebuiltPrefix) }

@@ -29,14 +29,15 @@ type node struct {
 	mu       sync.Mutex
 	links    []string
 	fails    bool
-	looks    int
+	refuse   bool
 	released []string
+	start    time.Time
+	gone     time.Time // as the last DEL had it
 }
 
 func (n *node) list(context.Context) ([]string, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.looks++
 	if n.fails {
 		return nil, errors.New("no netlink")
 	}
@@ -50,6 +51,9 @@ func (n *node) set(links ...string) {
 }
 
 func (n *node) Add(context.Context, ipamd.AddRequest) (ipamd.AddReply, error) {
+	if n.refuse {
+		return ipamd.AddReply{}, &ipamd.Refusal{Code: ipamd.CodeAtLimit}
+	}
 	return ipamd.AddReply{}, nil
 }
 
@@ -59,7 +63,7 @@ func (n *node) Del(_ context.Context, req ipamd.DelRequest) (ipamd.DelReply, err
 	if slices.Contains(n.released, req.ContainerID) {
 		return ipamd.DelReply{}, datastore.ErrUnknownPod
 	}
-	n.released = append(n.released, req.ContainerID)
+	n.released, n.gone = append(n.released, req.ContainerID), req.Gone
 	return ipamd.DelReply{}, nil
 }
 
@@ -70,102 +74,125 @@ func allocation(container, pod string) checkpoint.Allocation {
 
 func veth(pod string) string { return names.HostVeth("eni", "default", pod, 0) }
 
-// audited runs an Audit of what was restored on virtual time, calls steps one after another, one per Delay, and returns
-// which containers were released by the end, and whether the audit has nobody left to look for.
-func audited(t *testing.T, n *node, restored []checkpoint.Allocation, steps ...func(*Audit)) (released []string, finished bool) {
+// scene is an Audit of a node on virtual time.
+type scene struct {
+	*node
+	*Audit
+	t *testing.T
+}
+
+// step is something that happens so much time after the one before it.
+type step struct {
+	after time.Duration
+	do    func(scene)
+}
+
+// audited runs an Audit of what was restored through the steps and tells which containers it had released by the end.
+func audited(t *testing.T, n *node, restored []checkpoint.Allocation, steps []step) []string {
 	synctest.Test(t, func(t *testing.T) {
 		a := New(Options{Restored: restored, Links: n.list, Allocator: n, Clock: clockwork.NewRealClock(), Log: slog.New(slog.DiscardHandler)})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { a.Run(ctx); close(done) }()
-		for _, step := range steps {
+		for _, s := range steps {
+			time.Sleep(s.after)
 			synctest.Wait()
-			step(a)
-			time.Sleep(Delay)
-		}
-		synctest.Wait()
-		select {
-		case <-done:
-			finished = true
-		default:
+			if s.do != nil {
+				s.do(scene{n, a, t})
+			}
+			synctest.Wait()
 		}
 		cancel()
 		<-done
 	})
 	slices.Sort(n.released)
-	return n.released, finished
+	return n.released
 }
 
-func nothing(*Audit) {}
+func (s scene) ask(m checkpoint.Allocation) {
+	if _, err := s.Audit.Add(s.t.Context(), ipamd.AddRequest{Sandbox: sandboxOf(m), Namespace: m.Namespace, Pod: m.Pod}); err != nil {
+		s.t.Error(err)
+	}
+}
+
+func (s scene) want(released ...string) {
+	s.node.mu.Lock()
+	defer s.node.mu.Unlock()
+	if !slices.Equal(s.released, released) {
+		s.t.Errorf("released %q, want %q", s.released, released)
+	}
+}
 
 func TestAudit(t *testing.T) {
 	t.Parallel()
 	live, dead := allocation("live", "web-0"), allocation("dead", "web-1")
+	const twoLooks = 2*lookEvery + time.Second
+	ask := func(m checkpoint.Allocation) func(scene) { return func(s scene) { s.ask(m) } }
+	links := func(links ...string) func(scene) { return func(s scene) { s.set(links...) } }
+	none := func(s scene) { s.want() }
 	for _, tt := range []struct {
 		name     string
 		restored []checkpoint.Allocation
 		links    []string
-		steps    func(n *node) []func(*Audit)
+		steps    []step
 		released []string
-		looks    int
 	}{
-		{name: "nothing restored"},
-		{name: "everybody is there", restored: []checkpoint.Allocation{live}, links: []string{"lo", veth("web-0")}, looks: 1},
-		{name: "another prefix is the same pod", restored: []checkpoint.Allocation{live}, links: []string{"veth"[:3] + names.VethSuffix("default", "web-0", 0)}, looks: 1},
-		{name: "a VLAN device is the same pod", restored: []checkpoint.Allocation{live}, links: []string{"vlan" + names.VethSuffix("default", "web-0", 0)}, looks: 1},
-		{name: "no names recorded", restored: []checkpoint.Allocation{allocation("old", "")}, looks: 1},
-		{name: "missing once", restored: []checkpoint.Allocation{live, dead}, links: []string{veth("web-0")}, looks: 1},
-		{name: "missing twice", restored: []checkpoint.Allocation{live, dead}, links: []string{veth("web-0")},
-			steps: func(*node) []func(*Audit) { return []func(*Audit){nothing} }, released: []string{"dead"}, looks: 2},
-		{name: "wired meanwhile", restored: []checkpoint.Allocation{dead},
-			steps: func(n *node) []func(*Audit) { return []func(*Audit){func(*Audit) { n.set(veth("web-1")) }, nothing} }, looks: 2},
-		{name: "deleted meanwhile", restored: []checkpoint.Allocation{dead},
-			steps: func(n *node) []func(*Audit) {
-				return []func(*Audit){func(a *Audit) { _, _ = a.Del(t.Context(), ipamd.DelRequest{Sandbox: sandboxOf(dead)}) }, nothing}
-			}, released: []string{"dead"}, looks: 3},
-		{name: "asked for meanwhile", restored: []checkpoint.Allocation{dead},
-			steps: func(n *node) []func(*Audit) {
-				return []func(*Audit){
-					func(a *Audit) { _, _ = a.Add(t.Context(), ipamd.AddRequest{Sandbox: sandboxOf(dead)}) },
-					func(*Audit) { n.set(veth("web-1")) },
-				}
-			}, looks: 3},
-		{name: "the kernel cannot be asked in between", restored: []checkpoint.Allocation{dead},
-			steps: func(n *node) []func(*Audit) {
-				return []func(*Audit){
-					func(*Audit) { n.mu.Lock(); n.fails = true; n.mu.Unlock() },
-					func(*Audit) { n.mu.Lock(); n.fails = false; n.mu.Unlock() },
-				}
-			}, looks: 3}, // suspect again, not released
+		{name: "nothing restored", steps: []step{{time.Hour, nil}}},
+		{name: "everybody is there", restored: []checkpoint.Allocation{live}, links: []string{"lo", veth("web-0")}, steps: []step{{time.Hour, nil}}},
+		{name: "another prefix is the same pod", restored: []checkpoint.Allocation{live}, links: []string{"veth"[:3] + names.VethSuffix("default", "web-0", 0)}, steps: []step{{time.Hour, nil}}},
+		{name: "a VLAN device is the same pod", restored: []checkpoint.Allocation{live}, links: []string{"vlan" + names.VethSuffix("default", "web-0", 0)}, steps: []step{{time.Hour, nil}}},
+		{name: "no names recorded", restored: []checkpoint.Allocation{allocation("old", "")}, steps: []step{{time.Hour, nil}}},
+		{name: "restored, never seen", restored: []checkpoint.Allocation{live, dead}, links: []string{veth("web-0")},
+			steps: []step{{Grace, none}, {twoLooks, nil}}, released: []string{"dead"}},
+		{name: "restored, wired late", restored: []checkpoint.Allocation{dead},
+			steps: []step{{Grace + lookEvery, links(veth("web-1"))}, {time.Hour, nil}}},
+		{name: "restored, seen, and gone", restored: []checkpoint.Allocation{dead}, links: []string{veth("web-1")},
+			steps: []step{{5 * time.Second, links()}, {lookEvery, none}, {60*time.Second - lookEvery, nil}}, released: []string{"dead"}},
+		{name: "wired, and gone", steps: []step{{time.Second, ask(live)}, {time.Second, links(veth("web-0"))}, {time.Hour, links()},
+			{lookEvery, none}, {60*time.Second - lookEvery, nil}}, released: []string{"live"}},
+		{name: "gone for one look", steps: []step{{time.Second, ask(live)}, {time.Second, links(veth("web-0"))}, {time.Hour, links()},
+			{lookEvery, links(veth("web-0"))}, {time.Hour, nil}}},
+		{name: "asked for, never wired", steps: []step{{time.Second, ask(live)}, {Grace, none}, {twoLooks, nil}}, released: []string{"live"}},
+		{name: "asked for again before it is reclaimed", restored: []checkpoint.Allocation{dead},
+			steps: []step{{Grace + lookEvery, ask(dead)}, {Grace, none}, {twoLooks, nil}}, released: []string{"dead"}},
+		{name: "deleted", restored: []checkpoint.Allocation{dead},
+			steps: []step{{time.Second, func(s scene) { _, _ = s.Audit.Del(t.Context(), ipamd.DelRequest{Sandbox: sandboxOf(dead)}) }},
+				{time.Hour, func(s scene) {
+					if len(s.watched) > 0 {
+						t.Errorf("still looking for %v", s.watched)
+					}
+				}}}, released: []string{"dead"}},
+		{name: "refused", steps: []step{{time.Second, func(s scene) {
+			s.refuse = true
+			if _, err := s.Audit.Add(t.Context(), ipamd.AddRequest{Sandbox: sandboxOf(live)}); err == nil || len(s.watched) > 0 {
+				t.Errorf("%v, %v", err, s.watched)
+			}
+		}}, {time.Hour, nil}}},
+		{name: "the kernel cannot be asked in between", restored: []checkpoint.Allocation{dead}, links: []string{veth("web-1")},
+			steps: []step{{5 * time.Second, links()},
+				{lookEvery, func(s scene) { s.node.mu.Lock(); s.fails = true; s.node.mu.Unlock() }},
+				{lookEvery, func(s scene) { s.node.mu.Lock(); s.fails = false; s.node.mu.Unlock() }},
+				{lookEvery, none}, {lookEvery, nil}}, released: []string{"dead"}},
 		{name: "of a sandbox that is not known", restored: []checkpoint.Allocation{{ContainerID: "link:eni1"}, {ContainerID: "link:eni2"}},
-			links: []string{"eni1", "eni2"},
-			steps: func(n *node) []func(*Audit) {
-				return []func(*Audit){nothing, nothing, func(*Audit) { n.set("eni1") }, nothing}
-			}, released: []string{"link:eni2"}, looks: 5},
+			links: []string{"eni1", "eni2"}, steps: []step{{time.Hour, links("eni1")}, {time.Minute, nil}}, released: []string{"link:eni2"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			n := &node{links: tt.links}
-			var steps []func(*Audit)
-			if tt.steps != nil {
-				steps = tt.steps(n)
-			}
-			released, _ := audited(t, n, tt.restored, steps...)
-			if !slices.Equal(released, tt.released) {
+			if released := audited(t, n, tt.restored, tt.steps); !slices.Equal(released, tt.released) {
 				t.Errorf("released %q, want %q", released, tt.released)
-			}
-			if n.looks != tt.looks {
-				t.Errorf("looked %d times, want %d", n.looks, tt.looks)
 			}
 		})
 	}
 }
 
-func TestAuditEnds(t *testing.T) {
+// A release names when its sandbox was first missed: an ADD that overtakes it stands.
+func TestAuditSaysSinceWhen(t *testing.T) {
 	t.Parallel()
 	n := &node{}
-	if _, finished := audited(t, n, []checkpoint.Allocation{allocation("dead", "web-1")}, nothing); !finished {
-		t.Error("still looking for nobody")
+	audited(t, n, []checkpoint.Allocation{allocation("dead", "web-1")}, []step{{0, func(s scene) { n.start = time.Now() }}, {Grace + 3*lookEvery, nil}})
+	if since := n.gone.Sub(n.start); since < Grace || since > Grace+lookEvery {
+		t.Errorf("gone since %s after the start", since)
 	}
 }
 
