@@ -46,6 +46,9 @@ type EC2Options struct {
 	Credentials aws.CredentialsProvider
 	// HTTPClient is the SDK's own, with HTTPTimeout, when nil.
 	HTTPClient aws.HTTPClient
+	// Config, if set, takes the place of what the SDK would read from its environment and files; Region, Credentials and
+	// HTTPClient are put into it and must be set.
+	Config *aws.Config
 	// Observe, if set, is told of every call after it has ended. It is called by the goroutine that made the call.
 	Observe func(Call)
 	Clock   clockwork.Clock // nil: the real one
@@ -68,16 +71,7 @@ func NewEC2(ctx context.Context, o EC2Options) (*EC2, error) {
 	if waits == nil {
 		waits = realWaits{o.Clock}
 	}
-	load := []func(*config.LoadOptions) error{config.WithRegion(o.Region)}
-	if o.Credentials != nil {
-		load = append(load, config.WithCredentialsProvider(o.Credentials))
-	}
-	// A buildable client, not a plain one: the SDK adds AWS_CA_BUNDLE to no other.
-	if o.HTTPClient == nil {
-		o.HTTPClient = awshttp.NewBuildableClient().WithTimeout(o.HTTPTimeout)
-	}
-	load = append(load, config.WithHTTPClient(o.HTTPClient))
-	cfg, err := config.LoadDefaultConfig(ctx, load...)
+	cfg, err := sdkConfig(ctx, o)
 	if err != nil {
 		return nil, fmt.Errorf("ec2 client: %w", err)
 	}
@@ -98,6 +92,24 @@ func NewEC2(ctx context.Context, o EC2Options) (*EC2, error) {
 			limits.add,
 		)
 	})}, nil
+}
+
+// sdkConfig reads the SDK's configuration.
+func sdkConfig(ctx context.Context, o EC2Options) (aws.Config, error) {
+	if o.Config != nil {
+		cfg := o.Config.Copy()
+		cfg.Region, cfg.Credentials, cfg.HTTPClient = o.Region, aws.NewCredentialsCache(o.Credentials), o.HTTPClient
+		return cfg, nil
+	}
+	load := []func(*config.LoadOptions) error{config.WithRegion(o.Region)}
+	if o.Credentials != nil {
+		load = append(load, config.WithCredentialsProvider(o.Credentials))
+	}
+	// A buildable client, not a plain one: the SDK adds AWS_CA_BUNDLE to no other.
+	if o.HTTPClient == nil {
+		o.HTTPClient = awshttp.NewBuildableClient().WithTimeout(o.HTTPTimeout)
+	}
+	return config.LoadDefaultConfig(ctx, append(load, config.WithHTTPClient(o.HTTPClient))...)
 }
 
 // once makes a call that is not idempotent: it is repeated only when EC2 says that it refused to look at it.
