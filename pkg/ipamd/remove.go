@@ -13,6 +13,9 @@ import (
 
 var errNoProvisioning = errors.New("somebody else provisions this node")
 
+// detachTime is about what EC2 needs to detach an ENI. Asked to delete it before, it refuses, and the call is wasted.
+const detachTime = 4 * time.Second
+
 // startRemove begins the removal of an ENI without pods: no new pods, out of the host's network, detach, delete.
 func (c *controller) startRemove(e *iface, reason string, now time.Time) error {
 	if c.set.NoProvisioning {
@@ -97,7 +100,7 @@ func (c *controller) detachAnswered(op *operation, ev evCalled, class awsutils.C
 		// Detached, or being detached. EC2 refuses to delete it until that is done.
 		c.letGo(op, now)
 		op.stage, op.tries = stageDelete, 0
-		op.retryAt = now.Add(c.backoff(1, retryFirst, retryLong))
+		op.retryAt = now.Add(detachTime + c.backoff(1, retryFirst, retryLong))
 		c.unsaved = true
 	case class == awsutils.Timeout:
 		op.stage = stageCheck

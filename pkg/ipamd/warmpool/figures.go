@@ -52,6 +52,7 @@ type figures struct {
 	total    int // of these, what counts
 	usable   int // of these, neither assigned nor cooling nor quarantined
 	ready    int // ready to be handed out now
+	cooling  int // usable before long
 	waiting  int // pods that wait
 	slots    int // ENI slots taken
 	inFlight bool
@@ -75,6 +76,7 @@ func sum(s State) figures {
 		f.usable += e.hold() - e.Assigned - e.Cooling - e.Quarantined
 		if e.Usable {
 			f.ready += e.Free
+			f.cooling += e.Cooling
 		}
 	}
 	for _, c := range s.Creating {
@@ -101,6 +103,7 @@ func (f figures) without(s State, prefixes bool) figures {
 		spare += unused - p.Cooling - p.Quarantined
 		if e.Usable {
 			f.ready -= p.Free
+			f.cooling -= p.Cooling
 		}
 	}
 	for _, c := range s.Creating {

@@ -75,7 +75,8 @@ func TestPlanPrefixes(t *testing.T) {
 		{"nor what is being created", x(0), medium,
 			State{ENIs: []ENI{prefixed(0, 5, 5)}, Waiting: 16, Zone: oneSubnet, Creating: []Creating{{Device: 1, Prefixes: 1}}}, ""},
 		{"max-pods caps the step", upTo(x(3), 20), medium, state(0, prefixed(0, 0, 0)), "+2p@0"},
-		{"cooling is not free", x(1), medium, state(0, cooling(prefixed(0, 0, 0, 0), 1)), "+1p@0"},
+		{"cooling is not free", x(1), medium, state(0, cooling(prefixed(0, 0, 0, 0), 9)), "+1p@0"},
+		{"but will be before long, and half of the target is there", x(1), medium, state(0, cooling(prefixed(0, 0, 0, 0), 8)), ""},
 		{"MAX_ENI", x(1), Limits{ENIs: 3, IPsPerENI: 5, MaxENI: 1}, state(90, prefixed(0, 0, 0, 16, 16, 16, 16, 16)), ""},
 
 		{"more free than wanted, but in prefixes with pods", x(0), medium, state(0, prefixed(0, 0, 0, 1, 1)), ""},

@@ -52,9 +52,14 @@ func (d *Decision) shrink(s State, f figures, t Targets, l Limits, stuck bool, n
 		back.others(s.ENIs, leaving)
 	}
 	if t.byAddress() || t.Prefixes {
-		back.surplus(s.ENIs, over, why)
+		n := len(back.actions)
+		over = back.surplus(s.ENIs, over, why)
+		if at := s.LastGrowth.Add(t.keepFor(over, back.prefixes)); at.After(now) && len(back.actions) > n {
+			d.wakeAt(at, now)
+			back.actions = back.actions[:n]
+		}
 	}
-	wait := latest(s.LastGrowth.Add(t.shrinkDelay()), s.LastShrink.Add(t.shrinkDelay()))
+	wait := latest(s.LastGrowth, s.LastShrink).Add(t.shrinkDelay())
 	if len(back.actions) > 0 && wait.After(now) {
 		d.wakeAt(wait, now)
 		return
@@ -111,14 +116,15 @@ func (g *giving) others(enis []ENI, leaving map[string]bool) {
 	}
 }
 
-// surplus gives back blocks for over addresses too many.
-func (g *giving) surplus(enis []ENI, over int, why string) {
+// surplus gives back blocks for over addresses too many, and returns how many are still too many then.
+func (g *giving) surplus(enis []ENI, over int, why string) int {
 	size := blockSize(g.prefixes)
 	for _, e := range returnOrder(enis) {
 		if n := min(e.part(g.prefixes).Idle, over/size); !e.Excluded && g.give(e, g.prefixes, n, why) {
 			over -= n * size
 		}
 	}
+	return over
 }
 
 // excess is how many free addresses could go without the targets wanting them back; -1 if not even an empty ENI may.
@@ -126,7 +132,9 @@ func excess(f figures, t Targets, l Limits, stuck bool) (int, string) {
 	free := f.ready
 	switch {
 	case t.byAddress():
-		over := max(min(free-t.WarmIP, f.total-t.MinimumIP), 0)
+		// What cools is kept instead of what is free, but not instead of the half that pods may need at once.
+		over := min(free+soonFree(f, t.WarmIP)-t.WarmIP, max(free-(t.WarmIP+1)/2, 0))
+		over = max(min(over, f.total-t.MinimumIP), 0)
 		return over, fmt.Sprintf("%d free, WARM_IP_TARGET=%d; %d in all, MINIMUM_IP_TARGET=%d",
 			free, t.WarmIP, f.total, t.MinimumIP)
 	case stuck:

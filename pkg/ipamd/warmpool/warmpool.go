@@ -5,7 +5,9 @@
 // The targets mean what they mean upstream (WARM_ENI_TARGET, WARM_IP_TARGET, MINIMUM_IP_TARGET, MAX_ENI), with these
 // differences, each of them in the pods' favour:
 //
-//   - pods that wait for an address are demand, and addresses in cooldown are not free;
+//   - pods that wait for an address are demand;
+//   - addresses in cooldown are not free; they count towards a target as long as half of it is really free;
+//   - a burst of pods costs a call every few seconds, each for more than the last pods took;
 //   - what is on its way already counts, so nothing is asked for twice;
 //   - one plan holds everything that can be done at once: an assignment on every ENI with room and several new ENIs;
 //   - no step goes beyond max-pods or the instance type's limits;
@@ -203,6 +205,10 @@ func Plan(s State, t Targets, l Limits, now time.Time) Decision {
 	d := Decision{Summary: summary(s, all, t)}
 	stuck := false
 	if short, why := shortage(own, t, l); short > 0 {
+		if at := canWait(s, own, t); at.After(now) {
+			d.wakeAt(at, now)
+			return d
+		}
 		if blind := s; s.Zone.Known.IsZero() && s.Zone.Discover {
 			// Which of the ENIs there are may get addresses is part of the answer, so it comes before everything else;
 			// but only if there is something to be done at all.
@@ -214,6 +220,7 @@ func Plan(s State, t Targets, l Limits, now time.Time) Decision {
 				return d
 			}
 		}
+		short += ahead(s, t, now)
 		d.grow(s, own, all, t, l, short, why(), now)
 		if len(d.Actions) == 0 && t.Prefixes {
 			d.fallBack(s, all, t, l, now)
@@ -253,19 +260,19 @@ func shortage(f figures, t Targets, l Limits) (short int, why func() string) {
 	free := f.usable - f.waiting
 	switch {
 	case t.byAddress():
-		short = max(t.WarmIP-free, t.MinimumIP-f.total)
+		short = max(t.WarmIP-free-soonFree(f, t.WarmIP), t.MinimumIP-f.total)
 		why = func() string {
 			return fmt.Sprintf("%d free after %d waiting pods, WARM_IP_TARGET=%d; %d in all, MINIMUM_IP_TARGET=%d",
 				free, f.waiting, t.WarmIP, f.total, t.MinimumIP)
 		}
 	case t.Prefixes && t.WarmPrefix > 0:
-		short = t.WarmPrefix*PrefixSize - free
+		short = t.WarmPrefix*PrefixSize - free - soonFree(f, t.WarmPrefix*PrefixSize)
 		why = func() string {
 			return fmt.Sprintf("%d free after %d waiting pods, WARM_PREFIX_TARGET=%d wants %d",
 				free, f.waiting, t.WarmPrefix, t.WarmPrefix*PrefixSize)
 		}
 	case !t.Prefixes && t.WarmENI > 0:
-		short = t.WarmENI*l.IPsPerENI - free
+		short = t.WarmENI*l.IPsPerENI - free - soonFree(f, t.WarmENI*l.IPsPerENI)
 		why = func() string {
 			return fmt.Sprintf("%d free after %d waiting pods, WARM_ENI_TARGET=%d wants %d",
 				free, f.waiting, t.WarmENI, t.WarmENI*l.IPsPerENI)
