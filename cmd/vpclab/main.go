@@ -94,7 +94,7 @@ own network, and when it ends, however it ends, nothing of it stays behind.`,
 	cmd.PersistentFlags().StringVar(&o.lab, "name", name, "name of the lab ($VPCLAB_NAME); labs of different names run side by side")
 	cmd.PersistentFlags().BoolVar(&o.json, "json", false, "print JSON for programs")
 	cmd.AddCommand(upCommand(o), downCommand(o), statusCommand(o), execCommand(o), podCommand(o), faultCommand(o),
-		requestsCommand(o), envCommand(o), logsCommand(o), ipamdCommand(o), nodeCommand(o), vpcCommand(o), demoCommand())
+		requestsCommand(o), envCommand(o), logsCommand(o), ipamdCommand(o), nodeCommand(o), vpcCommand(o), demoCommand(), fleetCommand(o))
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w (see %s --help)", err, c.CommandPath())
 	})

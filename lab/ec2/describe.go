@@ -25,18 +25,28 @@ func (d described[T]) find(ids []string, filters []filter) ([]*T, error) {
 	if len(unknown) > 0 {
 		return nil, d.kind.notFound(unknown...)
 	}
-	if len(wanted) == 0 {
-		wanted = sortedKeys(d.from)
+	candidates := d.from
+	if len(wanted) > 0 {
+		candidates = make(map[string]*T, len(wanted))
+		for _, id := range wanted {
+			candidates[id] = d.from[id]
+		}
 	}
-	found := make([]*T, 0, len(wanted))
-	for _, id := range wanted {
-		ok, err := match(d.from[id], d.tags(d.from[id]), filters, d.fields)
+	// Sorted is only what passes: with thousands of nodes that is little.
+	passed := []string{}
+	for id, thing := range candidates {
+		ok, err := match(thing, d.tags(thing), filters, d.fields)
 		if err != nil {
 			return nil, err
 		}
 		if ok {
-			found = append(found, d.from[id])
+			passed = append(passed, id)
 		}
+	}
+	slices.Sort(passed)
+	found := make([]*T, 0, len(passed))
+	for _, id := range passed {
+		found = append(found, d.from[id])
 	}
 	return found, checkFilters(filters, d.fields)
 }

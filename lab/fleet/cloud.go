@@ -1,16 +1,19 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 
 	"vpccni/lab/ec2"
 	"vpccni/lab/fleet/vtime"
+	"vpccni/pkg/awsutils"
 )
 
 // actions are what nodes ask of EC2.
@@ -51,6 +54,7 @@ func (f *fleet) buildCloud() ([]ec2.Subnet, error) {
 			return nil, err
 		}
 		subnets = append(subnets, s)
+		f.subnets[s.ID] = s.CIDR
 	}
 	for _, action := range actions {
 		b, ok := f.cfg.Buckets[action]
@@ -105,18 +109,21 @@ func (k keys) Retrieve(context.Context) (aws.Credentials, error) {
 type ledger struct {
 	world    *vtime.World
 	enis     map[string]held
-	attached map[string]string // by MAC: the instance whose interface is there
-	pool     integral          // addresses for pods
-	all      integral          // and the ENIs' own
+	attached map[string]string             // by MAC: the instance whose interface is there
+	plugged  map[string]map[string]ec2.ENI // by instance and id: the ENIs whose interfaces are there
+	pool     integral                      // addresses for pods
+	all      integral                      // and the ENIs' own
 }
 
 type held struct {
-	pool int
-	mac  string
+	pool     int
+	mac      string
+	instance string // that the interface is on
 }
 
 func newLedger(w *vtime.World) *ledger {
-	return &ledger{world: w, enis: map[string]held{}, attached: map[string]string{}, pool: integral{w: w, at: w.Now()},
+	return &ledger{world: w, enis: map[string]held{}, attached: map[string]string{},
+		plugged: map[string]map[string]ec2.ENI{}, pool: integral{w: w, at: w.Now()},
 		all: integral{w: w, at: w.Now()}}
 }
 
@@ -124,24 +131,36 @@ func newLedger(w *vtime.World) *ledger {
 func (l *ledger) Sync(e ec2.ENI) error {
 	was, known := l.enis[e.ID]
 	now := held{pool: len(e.Secondary) + 16*len(e.Prefixes), mac: e.MAC.String()}
+	if e.Attachment != nil && e.Attachment.State == "attached" {
+		now.instance = e.Attachment.InstanceID
+	}
 	l.enis[e.ID] = now
 	l.pool.add(now.pool - was.pool)
 	l.all.add(now.pool - was.pool)
 	if !known {
 		l.all.add(1)
 	}
-	delete(l.attached, now.mac)
-	if e.Attachment != nil && e.Attachment.State == "attached" {
-		l.attached[now.mac] = e.Attachment.InstanceID
+	l.unplug(e.ID, was)
+	if now.instance != "" {
+		l.attached[now.mac] = now.instance
+		if l.plugged[now.instance] == nil {
+			l.plugged[now.instance] = map[string]ec2.ENI{}
+		}
+		l.plugged[now.instance][e.ID] = e
 	}
 	return nil
+}
+
+func (l *ledger) unplug(id string, was held) {
+	delete(l.attached, was.mac)
+	delete(l.plugged[was.instance], id)
 }
 
 // Remove is ec2.Plane's.
 func (l *ledger) Remove(id string) error {
 	was := l.enis[id]
 	delete(l.enis, id)
-	delete(l.attached, was.mac)
+	l.unplug(id, was)
 	l.pool.add(-was.pool)
 	l.all.add(-was.pool - 1)
 	return nil
@@ -169,4 +188,36 @@ func (i *integral) settle() {
 	now := i.w.Now()
 	i.hours += float64(i.level) * now.Sub(i.at).Hours()
 	i.at = now
+}
+
+// metadata is an instance's IMDS: what EC2 has attached to it, at once.
+type metadata struct {
+	f        *fleet
+	instance string
+}
+
+// Pools is ipamd.Metadata's.
+func (m metadata) Pools(ctx context.Context, prefixes bool) ([]awsutils.ENI, error) {
+	enis, err := m.ENIs(ctx)
+	for i := range enis {
+		enis[i] = awsutils.ENI{MAC: enis[i].MAC, Primary: enis[i].Primary, Secondary: enis[i].Secondary, Prefixes: enis[i].Prefixes}
+		if !prefixes {
+			enis[i].Prefixes = nil
+		}
+	}
+	return enis, err
+}
+
+// ENIs is ipamd.Metadata's.
+func (m metadata) ENIs(ctx context.Context) ([]awsutils.ENI, error) {
+	if err := m.f.world.Sleep(ctx, imdsTime); err != nil {
+		return nil, err
+	}
+	var enis []awsutils.ENI
+	for id, e := range m.f.ledger.plugged[m.instance] {
+		enis = append(enis, awsutils.ENI{ID: id, MAC: e.MAC, Device: e.Attachment.Device, Card: e.Attachment.Card, SubnetID: e.SubnetID,
+			SubnetCIDR: m.f.subnets[e.SubnetID], Primary: e.Primary, Secondary: e.Secondary, Prefixes: e.Prefixes, InstanceID: m.instance})
+	}
+	slices.SortFunc(enis, func(a, b awsutils.ENI) int { return cmp.Or(a.Card-b.Card, a.Device-b.Device) })
+	return enis, nil
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -164,16 +165,16 @@ type node interface {
 
 // fleet is a run.
 type fleet struct {
-	cfg    Config
-	env    config.Config
-	world  *vtime.World
-	cloud  *ec2.Cloud
-	ledger *ledger
-	groups []string
-	vpc    ec2.VPC
-	nodes  []node
-	rand   *rand.Rand
-	tally  tally
+	cfg     Config
+	env     config.Config
+	world   *vtime.World
+	cloud   *ec2.Cloud
+	ledger  *ledger
+	vpc     ec2.VPC
+	subnets map[string]netip.Prefix
+	nodes   []node
+	rand    *rand.Rand
+	tally   tally
 }
 
 // Run runs a fleet to its end.
@@ -186,7 +187,7 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	f := &fleet{cfg: c, env: env, world: vtime.New(start, c.Seed), rand: rand.New(rand.NewPCG(c.Seed, 0xf1ee7))}
+	f := &fleet{cfg: c, env: env, subnets: map[string]netip.Prefix{}, world: vtime.New(start, c.Seed), rand: rand.New(rand.NewPCG(c.Seed, 0xf1ee7))}
 	defer f.world.Close()
 	if err := f.build(); err != nil {
 		return Result{}, err
@@ -216,8 +217,8 @@ func (f *fleet) build() error {
 		f.nodes = append(f.nodes, n)
 	}
 	for i, n := range f.nodes {
-		f.world.After(f.spread(f.cfg.BootWithin), func() { f.bootNode(n) })
-		f.follow(i, n)
+		k := f.follow(i, n)
+		f.world.After(f.spread(f.cfg.BootWithin), func() { f.bootNode(n, k) })
 	}
 	f.restartAll()
 	return nil
@@ -225,15 +226,18 @@ func (f *fleet) build() error {
 
 func (f *fleet) newNode(i ec2.Instance, s ec2.Subnet) (node, error) {
 	if f.cfg.Algorithm == Upstream {
-		return nil, errors.New("not yet")
+		return newModel(f, i), nil
 	}
 	return newIPAMD(f, i, s)
 }
 
-func (f *fleet) bootNode(n node) {
+func (f *fleet) bootNode(n node, k *kubelet) {
 	began := f.world.Now()
 	f.world.Go(func() {
-		n.boot(func() { f.tally.ready = append(f.tally.ready, f.world.Now().Sub(began)) })
+		n.boot(func() {
+			f.tally.ready = append(f.tally.ready, f.world.Now().Sub(began))
+			k.nodeReady()
+		})
 	})
 }
 
@@ -243,11 +247,12 @@ func (f *fleet) spread(d time.Duration) time.Duration {
 }
 
 // follow has a node's pods come and go.
-func (f *fleet) follow(i int, n node) {
+func (f *fleet) follow(i int, n node) *kubelet {
 	instanceType := f.cfg.InstanceTypes[i%len(f.cfg.InstanceTypes)]
 	room := MaxPods(instanceType, f.env.PrefixDelegation) - hostPods
 	k := &kubelet{f: f, node: n, name: fmt.Sprintf("n%d", i)}
 	k.follow(f.cfg.Trace.Pods(TraceNode{Index: i, InstanceType: instanceType, Room: room, Duration: f.cfg.Duration, Seed: f.cfg.Seed}))
+	return k
 }
 
 // restartAll restarts all nodes' ipamds at the time for it, and counts what that costs.

@@ -21,6 +21,8 @@ const (
 type Pod struct {
 	At   time.Duration // when it is scheduled, after the start of the run
 	Life time.Duration // how long after that it is deleted
+	// Job pods do their work: Life begins when they have their address.
+	Job bool
 }
 
 // pod is a pod of the run.
@@ -29,6 +31,7 @@ type pod struct {
 	container string // of the present try
 	try       int
 	since     time.Time
+	life      time.Duration // of a job
 	running   bool
 	gone      bool
 	answer    func(error)
@@ -40,6 +43,18 @@ type kubelet struct {
 	node node
 	name string
 	next int
+	// Kubernetes gives a node no pods before it is ready; those that the trace has for it by then come at that moment.
+	ready   bool
+	pending []Pod
+}
+
+// nodeReady says that the node serves for the first time.
+func (k *kubelet) nodeReady() {
+	k.ready = true
+	for _, x := range k.pending {
+		k.begin(x)
+	}
+	k.pending = nil
 }
 
 // follow takes the pods of a trace, ordered by time.
@@ -55,11 +70,19 @@ func (k *kubelet) follow(pods []Pod) {
 }
 
 func (k *kubelet) begin(x Pod) {
+	if !k.ready {
+		k.pending = append(k.pending, x)
+		return
+	}
 	k.next++
 	p := &pod{name: fmt.Sprintf("%s-%d", k.name, k.next), since: k.f.world.Now()}
 	k.f.tally.pods++
+	if x.Job {
+		p.life = x.Life
+	} else {
+		k.f.world.After(x.Life, func() { k.end(p) })
+	}
 	k.try(p)
-	k.f.world.After(x.Life, func() { k.end(p) })
 }
 
 // try makes a sandbox.
@@ -80,6 +103,9 @@ func (k *kubelet) try(p *pod) {
 			})
 		default:
 			p.running = true
+			if p.life > 0 {
+				k.f.world.After(p.life, func() { k.end(p) })
+			}
 			k.f.tally.assign(k.f.world.Now(), 1)
 			k.f.tally.waits = append(k.f.tally.waits, k.f.world.Now().Sub(p.since))
 		}

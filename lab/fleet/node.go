@@ -25,8 +25,9 @@ const (
 	applyTime   = 5 * time.Millisecond   // a change of the host's network
 	linkPoll    = 100 * time.Millisecond // the kernel tells at once; the simulation looks
 	processTime = 500 * time.Millisecond // from the start of the process to that of the daemon, IMDS included
+	imdsTime    = 5 * time.Millisecond   // a walk
 	readyPoll   = 10 * time.Millisecond
-	verifyPoll  = 100 * time.Millisecond
+	verifyPoll  = 500 * time.Millisecond
 )
 
 // ipamdNode is a node with our ipamd.
@@ -87,7 +88,7 @@ func newIPAMD(f *fleet, i ec2.Instance, s ec2.Subnet) (node, error) {
 		Subnets: map[string]netip.Prefix{s.ID: s.CIDR},
 		Identity: awsutils.Identity{Region: f.cloud.Region(), Zone: i.Zone, InstanceID: i.ID, InstanceType: i.Type,
 			VPCID: i.VPCID, SubnetID: i.SubnetID, PrimaryENI: primary.ID, PrimaryMAC: primary.MAC.String(), PrimaryIP: primary.Primary},
-		Network: network{f}, Checkpointer: n, Rand: rand.New(rand.NewPCG(f.cfg.Seed, f.rand.Uint64())),
+		Network: network{f}, Metadata: metadata{f, i.ID}, Checkpointer: n, Rand: rand.New(rand.NewPCG(f.cfg.Seed, f.rand.Uint64())),
 	}
 	return n, nil
 }
@@ -205,7 +206,7 @@ func (n *ipamdNode) del(p *pod) {
 	}
 	n.daemon.BeginDel(ipamd.DelRequest{Sandbox: p.sandbox(), Namespace: "default", Pod: p.name}, func(_ ipamd.DelReply, err error) {
 		if err == nil {
-			n.f.tally.cool(n.f.world.Now(), n.opts.Settings.Cooldown)
+			n.f.tally.cool(n.opts.Settings.Cooldown)
 		}
 	})
 }

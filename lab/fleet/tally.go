@@ -30,8 +30,8 @@ func (t *tally) assign(now time.Time, n int) {
 	t.assignedAt = now
 }
 
-// cool notes that an address rests.
-func (t *tally) cool(_ time.Time, d time.Duration) { t.coolingHours += d.Hours() }
+// cool notes that an address rests, or with a negative time that it went away before it had rested.
+func (t *tally) cool(d time.Duration) { t.coolingHours += d.Hours() }
 
 // calls are calls to EC2 by action.
 type calls struct {
@@ -96,9 +96,6 @@ func quantiles(d []time.Duration) Quantiles {
 	}
 	return Quantiles{Count: len(d), P50: at(50), P99: at(99), Max: d[len(d)-1].Seconds(), Mean: sum.Seconds() / float64(len(d))}
 }
-
-// sum is the sum of the times, in seconds.
-func (q Quantiles) sum() float64 { return q.Mean * float64(q.Count) }
 
 // Result is what came of a run.
 type Result struct {

@@ -83,7 +83,7 @@ func NewEC2(ctx context.Context, o EC2Options) (*EC2, error) {
 		}
 		if o.Waits != nil {
 			if own, ok := opt.Retryer.(aws.RetryerV2); ok {
-				opt.Retryer = waitingRetryer{own, o.Waits}
+				opt.Retryer = RetryOn(own, o.Waits)
 			}
 		}
 		opt.APIOptions = append(opt.APIOptions,

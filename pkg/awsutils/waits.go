@@ -45,6 +45,9 @@ func (realWaits) Float64() float64 { return 0 }
 // sdkMaxBackoff is the SDK's longest wait between two attempts.
 const sdkMaxBackoff = 20 * time.Second
 
+// RetryOn has an SDK's retryer wait on another time.
+func RetryOn(inner aws.RetryerV2, w Waits) aws.RetryerV2 { return waitingRetryer{inner, w} }
+
 // waitingRetryer is the SDK's retryer with its waits on another time. The SDK sleeps on the real clock only, so the
 // wait takes place where it asks how long to wait; how long is the SDK's own formula (full jitter below a power of
 // two seconds), from a random source that can be seeded.
