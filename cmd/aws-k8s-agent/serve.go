@@ -25,6 +25,7 @@ import (
 	"vpccni/pkg/ipamd/metrics"
 	"vpccni/pkg/ipamd/rpcserver"
 	"vpccni/pkg/k8sapi"
+	"vpccni/pkg/networkutils/conntrack"
 	"vpccni/pkg/networkutils/hostnet"
 	"vpccni/pkg/networkutils/names"
 	"vpccni/pkg/networkutils/predecessor"
@@ -86,11 +87,15 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	if err != nil {
 		return err
 	}
+	sweeper := conntrack.NewSweeper(conntrack.SweeperOptions{Forget: conntrack.Forget, Cooldown: cfg.IPCooldown, Clock: clock, Log: log})
+	for _, c := range restored.Journal.Cooling {
+		sweeper.Cooling(c.Address, c.Until)
+	}
 	daemon, err = ipamd.New(ipamd.Options{
 		Settings: bootstrap.Settings(cfg, limits, log), Identity: id, Limits: limits, Groups: instance.Groups,
 		VPCCIDRs: instance.VPCCIDRs, Subnets: instance.Subnets, Restored: restored,
 		EC2: ec2, Network: host, Checkpointer: store, Clock: clock, Log: log,
-		Notify: agent.Notify,
+		Notify: agent.Notify, Released: sweeper.Released,
 	})
 	if err != nil {
 		return err
@@ -142,6 +147,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		return nil
 	})
 	group.Go(func() error { auditor.Run(ctx); return nil })
+	group.Go(func() error { sweeper.Run(ctx); return nil })
 	group.Go(func() error { agent.Run(ctx, daemon); return nil })
 	group.Go(func() error {
 		bootstrap.TakeOver(ctx, clock, daemon.View, func(ctx context.Context, ours func(netip.Addr) bool) (predecessor.Report, error) {

@@ -234,6 +234,15 @@ func (d *Daemon) Del(ctx context.Context, req DelRequest) (DelReply, error) {
 // BeginDel is Del for a caller that does not wait. The answer is given once, by a call that must neither block nor call
 // the daemon.
 func (d *Daemon) BeginDel(req DelRequest, answer func(DelReply, error)) {
+	if tell := d.o.Released; tell != nil {
+		caller := answer
+		answer = func(reply DelReply, err error) {
+			if err == nil {
+				tell(reply.Address, req.Gone)
+			}
+			caller(reply, err)
+		}
+	}
 	_, ok := d.register(func(id uint64) event {
 		d.dels[id] = answer
 		return evDel{id: id, req: req}

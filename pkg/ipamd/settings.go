@@ -140,6 +140,9 @@ type Options struct {
 	Log          *slog.Logger    // none if nil
 	// Notify, if set, is told what people should see. It must not block.
 	Notify func(Notice)
+	// Released, if set, is told each address that a sandbox let go of, once that is durable, and since when it cools if
+	// not from now on (the zero time). It must not block.
+	Released func(addr netip.Addr, since time.Time)
 	// Spawn runs f beside the daemon, with a context that ends after timeout: in a goroutine of its own if Spawn is nil.
 	// A simulation runs it on its own time. It must not run f before it returns.
 	Spawn func(ctx context.Context, timeout time.Duration, f func(context.Context))
