@@ -61,7 +61,6 @@ func TestPlan(t *testing.T) {
 	wiring := func(e ENI) ENI { e.Usable, e.Free = false, 0; return e }
 	leaving := func(e ENI) ENI { e.Leaving, e.Usable = true, false; return e }
 	foreign := func(e ENI) ENI { e.Unmanaged = true; return e }
-	fixed := func(e ENI) ENI { e.Fixed = true; return e }
 	stuck := func(e ENI) ENI { e.Stuck, e.Usable = true, false; return e }
 	for _, c := range []struct {
 		name    string
@@ -70,32 +69,6 @@ func TestPlan(t *testing.T) {
 		state   State
 		want    string
 	}{
-		// Appendix C, 1: when upstream says "too low" this grows, with two differences. E=0 means on demand, so it does
-		// not grow before a pod waits; and one step brings in everything that is missing.
-		{"C1 empty, E=1", Targets{WarmENI: 1}, small, state(0, eni(0, 0, 0, 0)), "+3@0"},
-		{"C1 empty, E=0: on demand", Targets{}, small, state(0, eni(0, 0, 0, 0)), ""},
-		{"C1 empty, E=0, a pod waits", Targets{}, small, state(1, eni(0, 0, 0, 0)), "+3@0"},
-		{"C1 empty, W=3", Targets{WarmIP: 3}, small, state(0, eni(0, 0, 0, 0)), "+3@0"},
-		{"C1 three free, W=1", Targets{WarmIP: 1, MinimumIP: 3}, small, state(0, eni(0, 3, 0, 0)), ""},
-		{"C1 one of three used, E=1", Targets{WarmENI: 1}, small, state(0, eni(0, 3, 1, 0)), "new@1:3"},
-		{"C1 one of three used, E=0", Targets{}, small, state(0, eni(0, 3, 1, 0)), ""},
-		{"C1 all used, E=1", Targets{WarmENI: 1}, small, state(0, eni(0, 3, 3, 0)), "new@1:3"},
-		{"C1 all used, E=0: on demand", Targets{}, small, state(0, eni(0, 3, 3, 0)), ""},
-		{"C1 all used, E=0, a pod waits", Targets{}, small, state(1, eni(0, 3, 3, 0)), "new@1:3"},
-		{"C1 all used, W=5, max-pods=3", Targets{WarmIP: 5, MaxPods: 3}, small, state(0, eni(0, 3, 3, 0)), ""},
-		// Appendix C, 3.
-		{"C3 W=5 of 0", Targets{WarmIP: 5}, big, state(0, eni(0, 0, 0, 0)), "+5@0"},
-		{"C3 W=5 of 2", Targets{WarmIP: 5}, big, state(0, eni(0, 2, 0, 0)), "+3@0"},
-		{"C3 W=5 of 5", Targets{WarmIP: 5}, big, state(0, eni(0, 5, 0, 0)), ""},
-		// Appendix C, 4: which ENI may go. Where none may, upstream too gives back the single address that is too many.
-		{"C4 W3 M1", Targets{WarmIP: 3, MinimumIP: 1}, small, state(0, eni(0, 2, 2, 0), eni(1, 2, 0, 0), eni(2, 1, 0, 0)), ""},
-		{"C4 W1 M5", Targets{WarmIP: 1, MinimumIP: 5}, small, state(0, eni(0, 2, 2, 0), eni(1, 2, 0, 0), eni(2, 1, 0, 0)), ""},
-		{"C4 W2 M4", Targets{WarmIP: 2, MinimumIP: 4}, small, state(0, eni(0, 2, 2, 0), eni(1, 2, 0, 0), eni(2, 1, 0, 0)), "del@2"},
-		{"C4 W0 M3", Targets{MinimumIP: 3}, small, state(0, eni(0, 2, 2, 0), eni(1, 2, 0, 0)), "-1@1"},
-		{"C4 W0 M2", Targets{MinimumIP: 2}, small, state(0, eni(0, 2, 2, 0), eni(1, 2, 0, 0)), "del@1"},
-		{"C4 trunk or EFA never", Targets{MinimumIP: 2}, small, state(0, eni(0, 2, 2, 0), fixed(eni(1, 0, 0, 0))), ""},
-		{"C4 an empty old one may", Targets{MinimumIP: 2}, small, state(0, eni(0, 2, 2, 0), eni(1, 0, 0, 0)), "del@1"},
-
 		// What upstream does not do.
 		{"cooling is not free", Targets{WarmIP: 2}, small, state(0, eni(0, 3, 1, 2)), "new@1:2"},
 		{"minimum alone grows when it is used up", Targets{MinimumIP: 3}, small, state(2, eni(0, 3, 3, 0)), "new@1:2"},

@@ -27,7 +27,6 @@ func prefixed(device, singles, held int, pods ...int) ENI {
 
 func TestPlanPrefixes(t *testing.T) {
 	t.Parallel()
-	small := Limits{InstanceType: "t3.small", ENIs: 3, IPsPerENI: 3}
 	medium := Limits{InstanceType: "t3.medium", ENIs: 3, IPsPerENI: 5}
 	x := func(n int) Targets { return Targets{Prefixes: true, WarmPrefix: n, WarmENI: 1} }
 	ip := func(w, m int) Targets { return Targets{Prefixes: true, WarmIP: w, MinimumIP: m, WarmPrefix: 1} }
@@ -53,19 +52,6 @@ func TestPlanPrefixes(t *testing.T) {
 		state   State
 		want    string
 	}{
-		// Appendix C, 2: as in secondary-IP mode, a target of 0 means on demand.
-		{"C2 empty, X=1", x(1), small, state(0, prefixed(0, 0, 0)), "+1p@0"},
-		{"C2 empty, X=0: on demand", x(0), small, state(0, prefixed(0, 0, 0)), ""},
-		{"C2 empty, X=0, a pod waits", x(0), small, state(1, prefixed(0, 0, 0)), "+1p@0"},
-		{"C2 one free, X=1", x(1), small, state(0, prefixed(0, 0, 0, 0)), ""},
-		{"C2 one used, X=1", x(1), small, state(0, prefixed(0, 0, 0, 1)), "+1p@0"},
-		{"C2 one used, X=0", x(0), small, state(0, prefixed(0, 0, 0, 1)), ""},
-		{"C2 three used, max-pods=4", upTo(x(1), 4), small, state(0, prefixed(0, 0, 0, 3)), ""},
-		// Appendix C, 3.
-		{"C3 W=5 of none", ip(5, 0), small, state(0, prefixed(0, 0, 0)), "+1p@0"},
-		{"C3 W=5 of two free", ip(5, 0), small, state(0, prefixed(0, 0, 0, 0, 0)), "-1p@0"},
-		{"C3 W=5 of one free", ip(5, 0), small, state(0, prefixed(0, 0, 0, 0)), ""},
-
 		{"one call on each ENI with room, then new ones, exactly what is missing", x(1), medium, state(150, prefixed(0, 0, 0)),
 			"+5p@0 new@1:5p new@2:1p"},
 		{"never more than the slots", x(1), medium, state(500, prefixed(0, 2, 2)), "+3p@0 new@1:5p new@2:5p"},
