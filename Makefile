@@ -46,8 +46,9 @@ chaos: ## the long versions of the randomised tests; seeds are printed (about 12
 	CHAOS=1 $(GO) test -count=1 -timeout 30m -tags $(TAGS) -v -run Chaos ./test/slice
 	$(GO) test -race -count=1 -timeout 30m -tags $(TAGS) ./pkg/ipamd -run 'RandomWorlds|DeathBetween|CrashPoints|LyingIMDS' -args -worlds 4000 -lies 500000 -crashes
 	$(GO) test -race -count=1 -timeout 30m -tags $(TAGS) -v -run 'AgainstModel|RandomPrefixes' ./pkg/ipamd/datastore -args -operations 1000000
+	$(GO) test -count=1 -timeout 30m -tags $(TAGS) -v -run Properties ./pkg/ipamd/warmpool -args -sequences 100000
 	$(GO) test -race -count=5 -timeout 30m -tags $(TAGS) -run 'Properties|AgainstModel|Invariants|ManyAtOnce|Transition' \
-		./pkg/ipamd/warmpool ./pkg/ipamd/datastore ./lab/ec2 ./pkg/networkutils/hostnet
+		./pkg/ipamd/datastore ./lab/ec2 ./pkg/networkutils/hostnet
 
 FUZZTIME ?= 10m
 

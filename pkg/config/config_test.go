@@ -186,7 +186,6 @@ func TestNotes(t *testing.T) {
 		t.Errorf("excluded CIDRs %v with external SNAT", c.ExcludeSNATCIDRs)
 	}
 	for set, noted := range map[string]bool{
-		"ENABLE_SUBNET_DISCOVERY=true": true, "ENABLE_SUBNET_DISCOVERY=false": false,
 		"DISABLE_LEAKED_ENI_CLEANUP=true": false, "DISABLE_LEAKED_ENI_CLEANUP=false": true,
 		"NETWORK_POLICY_ENFORCING_MODE=standard": true, "NETWORK_POLICY_ENFORCING_MODE=none": false,
 	} {

@@ -91,8 +91,7 @@ var daemonVariables = []variable{
 	spec[bool]{
 		section: modeSection, name: "ENABLE_SUBNET_DISCOVERY", kind: boolKind, def: true,
 		field:  func(c *Config) *bool { return &c.SubnetDiscovery },
-		remark: when(true, "this version makes ENIs in the primary ENI's subnet only"),
-		effect: "ENIs may be made in other subnets of the zone, by tag. This version uses the primary ENI's subnet, which is what discovery finds where no subnet is tagged.",
+		effect: "New ENIs are made in the subnet of the zone that has the most free addresses, among those with the tag kubernetes.io/role/cni (and the primary ENI's, unless its tag is 0). Where no subnet is tagged, and without ec2:DescribeSubnets, that is the primary ENI's. See warm-pool.md.",
 	},
 	spec[NetworkPolicyMode]{
 		section: modeSection, name: "NETWORK_POLICY_ENFORCING_MODE", def: NetworkPolicyUnset, defText: "(unset: no agent)",

@@ -1,6 +1,7 @@
 package warmpool
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -257,23 +258,33 @@ func (p *pool) counts() (total, assigned, free int) {
 
 // TestProperties runs random loads against the planner: bounds always hold, it converges, is then silent, has then
 // what was wanted (or the limit is reached), and while it converges it never takes back what it has just given.
-func TestProperties(t *testing.T) {
+func TestProperties(t *testing.T) { manySequences(t, property) }
+
+var (
+	sequences = flag.Int("sequences", 1500, "how many random sequences of each kind")
+	firstSeed = flag.Uint64("seed", 0, "seed of the first sequence; 0: any")
+)
+
+// manySequences runs a property over random sequences, each with a seed of its own.
+func manySequences(t *testing.T, property func(*rand.Rand) error) {
+	t.Helper()
 	t.Parallel()
-	runs := 20000
-	if testing.Short() {
-		runs = 500
+	base := *firstSeed
+	if base == 0 {
+		base = rand.Uint64()
 	}
-	base := rand.Uint64()
-	t.Logf("base seed %d", base)
 	const parts = 4
+	done := make([]int, parts)
+	t.Cleanup(func() { t.Logf("%d sequences, the first with -seed %d", done[0]+done[1]+done[2]+done[3], base) })
 	for part := range parts {
 		t.Run(fmt.Sprint(part), func(t *testing.T) {
 			t.Parallel()
-			for i := part; i < runs; i += parts {
+			for i := part; i < *sequences; i += parts {
 				seed := base + uint64(i)
 				if err := property(rand.New(rand.NewPCG(seed, 11))); err != nil {
-					t.Fatalf("seed %d: %v", seed, err)
+					t.Fatalf("-seed %d: %v", seed, err)
 				}
+				done[part]++
 			}
 		})
 	}
