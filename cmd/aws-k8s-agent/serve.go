@@ -58,7 +58,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	if err != nil {
 		return err
 	}
-	limits, err := bootstrap.LimitsOf(ctx, id.InstanceType, ec2)
+	limits, err := bootstrap.LimitsOf(ctx, id.InstanceType, ec2, log)
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ const (
 )
 
 // IPAMDEnv is the environment that ipamd runs with, besides the node's own: as the manifest sets it, what the lab
-// needs, then the spec's.
+// needs, then the spec's. An empty value there takes a variable away.
 func (n *Node) IPAMDEnv() map[string]string {
 	env := map[string]string{
 		"ENABLE_IPv4":              "true",
@@ -41,6 +41,7 @@ func (n *Node) IPAMDEnv() map[string]string {
 	}
 	maps.Copy(env, n.cluster.spec.Env)
 	maps.Copy(env, n.spec.Env)
+	maps.DeleteFunc(env, func(_, value string) bool { return value == "" })
 	return env
 }
 

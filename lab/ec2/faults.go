@@ -94,14 +94,23 @@ type verdict struct {
 
 // judge applies the rules to a call. Latencies add up; the first error counts.
 func (f *faults) judge(action, subnetID, caller string) verdict {
+	return f.apply(action, subnetID, caller, func(Fault) bool { return true })
+}
+
+// authorize applies the rules that deny a right to a call that needs the right besides the one of its name.
+func (f *faults) authorize(action, subnetID, caller string) error {
+	return f.apply(action, subnetID, caller, func(r Fault) bool { return r.Deny }).err
+}
+
+func (f *faults) apply(action, subnetID, caller string, counts func(Fault) bool) verdict {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var v verdict
 	kept := f.rules[:0:0]
 	for _, r := range f.rules {
-		if r.matches(action, subnetID, caller) && (r.Probability == 0 || f.rng.Float64() < r.Probability) {
+		if counts(r) && r.matches(action, subnetID, caller) && (r.Probability == 0 || f.rng.Float64() < r.Probability) {
 			r.Hits++
-			r.strike(&v)
+			r.strike(action, &v)
 		}
 		if r.Count == 0 || r.Hits < r.Count {
 			kept = append(kept, r)
@@ -118,7 +127,7 @@ func (r Fault) matches(action, subnetID, caller string) bool {
 		(r.InstanceID == "" || r.InstanceID == caller)
 }
 
-func (r Fault) strike(v *verdict) {
+func (r Fault) strike(action string, v *verdict) {
 	v.latency += r.Latency
 	v.lost = v.lost || r.LostResponse
 	if v.err != nil {
@@ -126,7 +135,8 @@ func (r Fault) strike(v *verdict) {
 	}
 	switch {
 	case r.Deny:
-		v.err = errorf("UnauthorizedOperation", "%s", cmp.Or(r.Message, "You are not authorized to perform this operation."))
+		v.err = errorf("UnauthorizedOperation", "%s", cmp.Or(r.Message,
+			"You are not authorized to perform this operation. No identity-based policy allows the ec2:"+action+" action."))
 	case r.Error != "":
 		v.err = errorf(r.Error, "%s", cmp.Or(r.Message, "Injected by "+r.ID))
 	}

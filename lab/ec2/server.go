@@ -163,6 +163,9 @@ func (c *Cloud) answer(r *http.Request, q *call, body []byte) (response, verdict
 		return nil, v, errorf("RequestLimitExceeded", "Request limit exceeded.")
 	}
 	v = c.faults.judge(q.action, c.subnetOf(q), q.caller)
+	if _, tags := q.values["TagSpecification.1.Tag.1.Key"]; tags && v.err == nil {
+		v.err = c.faults.authorize("CreateTags", c.subnetOf(q), q.caller)
+	}
 	if err := c.wait(r.Context(), v.latency); err != nil {
 		return nil, v, err
 	}

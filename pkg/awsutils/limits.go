@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/aws/amazon-vpc-resource-controller-k8s/pkg/aws/vpc"
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -28,6 +29,33 @@ func LimitsOf(instanceType string) (Limits, bool) {
 		l.Cards = append(l.Cards, CardLimits{Index: int(card.NetworkCardIndex), ENIs: int(card.MaximumNetworkInterfaces)})
 	}
 	return l.complete(entry.Interface), true
+}
+
+// LeastLimits returns what every type of the table has that is of the same size ("xlarge"), or every type at all if there
+// is none: limits that a new type can be trusted to have, too.
+func LeastLimits(instanceType string) Limits {
+	_, size, _ := strings.Cut(instanceType, ".")
+	var least, ofSize Limits
+	lower := func(l *Limits, of Limits) {
+		if l.ENIs == 0 || of.ENIs < l.ENIs {
+			l.ENIs = of.ENIs
+		}
+		if l.IPv4PerENI == 0 || of.IPv4PerENI < l.IPv4PerENI {
+			l.IPv4PerENI = of.IPv4PerENI
+		}
+	}
+	for name := range vpc.Limits {
+		limits, _ := LimitsOf(name)
+		lower(&least, limits)
+		if strings.HasSuffix(name, "."+size) {
+			lower(&ofSize, limits)
+		}
+	}
+	if ofSize.ENIs > 0 {
+		least = ofSize
+	}
+	least.Hypervisor = "nitro" // as all new types have it
+	return least.complete(least.ENIs)
 }
 
 // InstanceTypeLimits asks EC2 for the limits of an instance type. EC2 does not tell whether a type takes a trunk ENI,

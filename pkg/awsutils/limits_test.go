@@ -64,3 +64,19 @@ func TestInstanceTypeLimits(t *testing.T) {
 		t.Errorf("request:\n%s", got)
 	}
 }
+
+func TestLeastLimits(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		instanceType   string
+		enis, ipv4Each int
+	}{
+		{"m99.medium", 2, 4},
+		{"m99.24xlarge", 10, 30},
+		{"m99.unheard-of", 2, 2},
+	} {
+		if l := LeastLimits(c.instanceType); l.ENIs != c.enis || l.IPv4PerENI != c.ipv4Each || !l.TakesPrefixes() || len(l.Cards) != 1 {
+			t.Errorf("%s: %+v, want %d ENIs with %d addresses", c.instanceType, l, c.enis, c.ipv4Each)
+		}
+	}
+}

@@ -33,29 +33,31 @@ const (
 // controller decides. It is a function from events to effects with a memory: no goroutine, no clock, no I/O. It is not
 // safe for concurrent use.
 type controller struct {
-	set       Settings
-	id        awsutils.Identity
-	limits    warmpool.Limits
-	card      int
-	groups    []string
-	subnets   map[string]netip.Prefix
-	restored  checkpoint.State
-	rand      *rand.Rand
-	store     *datastore.Store
-	enis      map[string]*iface
-	ops       map[uint64]*operation
-	lastOp    uint64
-	refusals  warmpool.Refusals
-	counters  Counters
-	isReady   bool
-	node      NodeState
-	zone      zone
-	leaving   string // why the instance is about to end; empty if it is not
-	stopping  bool
-	effects   []effect
-	timerAt   time.Time
-	wired     bool      // the host's network is ready for the primary ENI
-	journalAt time.Time // when to give up waiting for EC2 and serve from the journal; zero: not at all
+	set      Settings
+	id       awsutils.Identity
+	limits   warmpool.Limits
+	card     int
+	groups   []string
+	subnets  map[string]netip.Prefix
+	restored checkpoint.State
+	rand     *rand.Rand
+	store    *datastore.Store
+	enis     map[string]*iface
+	ops      map[uint64]*operation
+	lastOp   uint64
+	refusals warmpool.Refusals
+	// deniedUntil is when a call that was denied may be made again, for whichever ENI.
+	deniedUntil map[method]time.Time
+	counters    Counters
+	isReady     bool
+	node        NodeState
+	zone        zone
+	leaving     string // why the instance is about to end; empty if it is not
+	stopping    bool
+	effects     []effect
+	timerAt     time.Time
+	wired       bool      // the host's network is ready for the primary ENI
+	journalAt   time.Time // when to give up waiting for EC2 and serve from the journal; zero: not at all
 
 	requests
 	commits
@@ -98,10 +100,11 @@ func newController(o Options, r *rand.Rand) *controller {
 		card: o.Limits.DefaultCard,
 		limits: warmpool.Limits{InstanceType: o.Identity.InstanceType, ENIs: o.Limits.ENIs,
 			IPsPerENI: o.Limits.IPv4PerENI - 1, MaxENI: o.Settings.MaxENI},
-		store: datastore.New(o.Settings.Cooldown, 0),
-		enis:  map[string]*iface{},
-		ops:   map[uint64]*operation{},
-		truth: truth{gone: map[string]time.Time{}},
+		store:       datastore.New(o.Settings.Cooldown, 0),
+		enis:        map[string]*iface{},
+		ops:         map[uint64]*operation{},
+		deniedUntil: map[method]time.Time{},
+		truth:       truth{gone: map[string]time.Time{}},
 		metadata: metadata{walks: o.Metadata != nil, doubts: map[doubt]*sighting{}, suspects: map[netip.Prefix]string{},
 			denied: map[netip.Prefix]string{}, clashes: map[netip.Prefix]bool{}, lag: map[doubt]time.Time{}},
 	}

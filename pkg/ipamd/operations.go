@@ -66,12 +66,17 @@ type operation struct {
 	attach  string
 	netVer  uint64 // remove: the version of the host's network that does without the ENI
 	method  method // observe
-	calling bool
-	tries   int // failures in a row at this stage
-	retryAt time.Time
-	since   time.Time
-	err     string
-	reason  string
+	made    method // the last call
+	// waitsFor is the call that others were denied and this one was not tried for, with retryAt.
+	waitsFor method
+	// undeletable: remove: the deletion is denied, but the ENI's place on the node may be free all the same.
+	undeletable bool
+	calling     bool
+	tries       int // failures in a row at this stage
+	retryAt     time.Time
+	since       time.Time
+	err         string
+	reason      string
 }
 
 func (c *controller) newOp(kind, stage string, now time.Time) *operation {
@@ -130,10 +135,13 @@ func (c *controller) begin(op *operation, now time.Time) {
 	case op.kind == opObserve:
 		x.method, x.prefixed = op.method, c.wantsPrefixes(now)
 	}
+	if c.putOff(op, x.method, now) {
+		return
+	}
 	if e != nil {
 		e.touched = now
 	}
-	op.calling = true
+	op.calling, op.made, op.waitsFor = true, x.method, ""
 	c.emit(effCall{x})
 }
 
@@ -180,7 +188,9 @@ func (c *controller) called(ev evCalled, now time.Time) {
 		e.touched = now
 	}
 	op.err = ""
-	if ev.err != nil {
+	if ev.err == nil {
+		c.allowed(ev.call.method, now)
+	} else {
 		op.err = ev.err.Error()
 		op.tries++
 		if (op.kind != opLink || !c.stopping) && !op.method.metadata() {
@@ -220,7 +230,7 @@ func (c *controller) enter(op *operation, stage string, now time.Time) {
 // again repeats a stage after a while, longer for what only people can change.
 func (c *controller) again(op *operation, class awsutils.Class, now time.Time) {
 	if class == awsutils.Denied {
-		op.retryAt = now.Add(retryDenied + time.Duration(c.rand.Float64()*float64(retryDenied)/10))
+		op.retryAt = c.wasDenied(op.made, now)
 		return
 	}
 	op.retryAt = now.Add(c.backoff(op.tries, retryFirst, retryLong))

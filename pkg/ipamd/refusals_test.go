@@ -154,3 +154,81 @@ func TestLimitLowerThanTheTable(t *testing.T) {
 		r.stop()
 	})
 }
+
+// TestEveryDeniedCallIsRareAndCostsNothingHeld denies each call in turn for two hours in which a node's pods come, go
+// and come again. The call is made 12 times an hour at most, and pods get what is held and what the other calls bring.
+func TestEveryDeniedCallIsRareAndCostsNothingHeld(t *testing.T) {
+	const maxPods = 15
+	for denied, pods := range map[string]int{
+		"DescribeENIs": maxPods, // it was asked before
+		"AssignIPs":    10,      // two more ENIs are created with theirs
+		"CreateENI":    5,
+		"AttachENI":    5,
+		// Only giving back is denied, or what nobody waits for.
+		"DeleteOnTermination": maxPods, "UnassignIPs": maxPods, "DetachENI": maxPods, "DeleteENI": maxPods,
+	} {
+		t.Run(denied, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				r := newRig(t, warmpool.Targets{WarmIP: 1, MaxPods: maxPods + 2})
+				<-r.Ready()
+				time.Sleep(30 * time.Second)
+				var tries []time.Time
+				r.cloud.fail(func(call string, _ int) fault {
+					if call == denied {
+						tries = append(tries, time.Now())
+						return fault{err: awsError("UnauthorizedOperation")}
+					}
+					return fault{}
+				})
+				for round := range 4 {
+					replies, errs, _ := r.burst(100*round, maxPods)
+					if len(replies) < pods {
+						t.Errorf("round %d: %d pods have an address, want %d: %v", round, len(replies), pods, errs)
+					}
+					for i, err := range errs {
+						if i == 0 {
+							r.wantRefusal(err, CodeDenied, "")
+						}
+					}
+					time.Sleep(15 * time.Minute)
+					for i := range maxPods {
+						_, _ = r.Del(context.Background(), DelRequest{Sandbox: pod(100*round + i).Sandbox})
+					}
+					time.Sleep(15 * time.Minute)
+				}
+				r.cloud.fail(nil)
+				for i, first := range tries {
+					if i+12 < len(tries) && tries[i+12].Sub(first) < time.Hour {
+						t.Errorf("%d tries within an hour, from %s on; all: %v", 13, first.Format(time.TimeOnly), times(tries))
+						break
+					}
+				}
+				// An ENI that cannot be deleted is not followed by others.
+				if n := r.cloud.available(); n > 1 {
+					t.Errorf("%d ENIs are attached to nothing", n)
+				}
+				t.Logf("%d tries in %s", len(tries), 4*30*time.Minute)
+				r.stop()
+			})
+		})
+	}
+}
+
+func times(list []time.Time) (out []string) {
+	for _, x := range list {
+		out = append(out, x.Format(time.TimeOnly))
+	}
+	return out
+}
+
+// available counts the ENIs that are attached to nothing.
+func (c *cloud) available() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.enis {
+		if e.Status == "available" {
+			n++
+		}
+	}
+	return n
+}

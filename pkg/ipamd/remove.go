@@ -108,7 +108,11 @@ func (c *controller) detachAnswered(op *operation, ev evCalled, class awsutils.C
 	case class == awsutils.Denied, class == awsutils.Other && op.tries >= maxAttach:
 		// It cannot go, so it may as well serve.
 		e := c.enis[op.eni]
-		c.refusals = c.refusals.Refused(warmpool.OpRemove, op.eni, warmpool.CauseDenied, 0, ev.err.Error(), c.rand.Float64(), now)
+		if class == awsutils.Denied {
+			c.keepAll(ev.err.Error(), now)
+		} else {
+			c.refusals = c.refusals.Refused(warmpool.OpRemove, op.eni, warmpool.CauseDenied, 0, ev.err.Error(), c.rand.Float64(), now)
+		}
 		c.end(op)
 		if e != nil && c.store.SetPhase(e.ID, datastore.Discovered) == nil {
 			c.dirty, c.applyAt = true, time.Time{}
@@ -134,7 +138,15 @@ func (c *controller) deleteAnswered(op *operation, ev evCalled, class awsutils.C
 		c.end(op)
 		c.forget(op.eni, now)
 		c.succeeded(warmpool.OpRemove, op.eni, now)
-	case op.tries%checkAfter == 0 && class != awsutils.Denied && class != awsutils.Throttled:
+	case class == awsutils.Denied:
+		c.keepAll(ev.err.Error(), now)
+		if c.enis[op.eni] == nil {
+			c.again(op, class, now)
+			return
+		}
+		c.wasDenied(callDelete, now)
+		c.askWhereItIs(op, now)
+	case op.tries%checkAfter == 0 && class != awsutils.Throttled:
 		op.stage = stageCheck
 		c.begin(op, now)
 	default:
@@ -159,6 +171,12 @@ func (c *controller) removalChecked(op *operation, ev evCalled, class awsutils.C
 	case ev.enis[0].AttachmentID != "" && ev.enis[0].Status != statusDetaching:
 		op.attach = ev.enis[0].AttachmentID
 		c.enter(op, stageDetach, now)
+	case op.undeletable && ev.enis[0].AttachmentID == "":
+		op.made = callDelete
+		c.detached(op, now)
+	case op.undeletable:
+		c.letGo(op, now)
+		c.again(op, awsutils.Timeout, now)
 	default:
 		c.letGo(op, now)
 		op.stage = stageDelete

@@ -57,7 +57,7 @@ func TestHundredTenPodsByPrefixes(t *testing.T) {
 	var group errgroup.Group
 	group.SetLimit(8)
 	ask := func(what string, from probe.Do, to netip.Addr, server string, source netip.Addr) {
-		a, err := probe.UDP(t.Context(), from, netip.AddrPortFrom(to, probePort), 512)
+		a, err := probe.UDP(t.Context(), from, netip.AddrPortFrom(to, probePort), 512, patient)
 		if err == nil && (a.Server != server || a.Source != source) {
 			err = fmt.Errorf("%s answered and saw %s, want %s", a.Server, a.Source, source)
 		}

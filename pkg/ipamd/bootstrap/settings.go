@@ -51,10 +51,24 @@ var snatRandom = map[config.SNATRandom]hostnet.SNATRandom{
 	config.SNATRandomNone:  hostnet.SNATRandomNone,
 }
 
-// LimitsOf returns the limits of an instance type, from EC2 if the type is younger than the table built in.
-func LimitsOf(ctx context.Context, instanceType string, ec2 *awsutils.EC2) (awsutils.Limits, error) {
+// TypeLimits asks EC2 for an instance type's limits. *awsutils.EC2 has it.
+type TypeLimits interface {
+	InstanceTypeLimits(ctx context.Context, instanceType string) (awsutils.Limits, error)
+}
+
+// LimitsOf returns the limits of an instance type, from EC2 if the type is younger than the table built in. Without the
+// right to ask it returns the least that any type of the same size has, which is good for what is held and some more;
+// other failures may pass, and end in an error.
+func LimitsOf(ctx context.Context, instanceType string, ec2 TypeLimits, log *slog.Logger) (awsutils.Limits, error) {
 	if limits, ok := awsutils.LimitsOf(instanceType); ok {
 		return limits, nil
 	}
-	return ec2.InstanceTypeLimits(ctx, instanceType)
+	limits, err := ec2.InstanceTypeLimits(ctx, instanceType)
+	if awsutils.Classify(err) != awsutils.Denied {
+		return limits, err
+	}
+	limits = awsutils.LeastLimits(instanceType)
+	log.Warn("the limits of this instance type are not known, and may not be asked for; those of a small one count until ipamd starts again",
+		"type", instanceType, "enis", limits.ENIs, "addresses", limits.IPv4PerENI, "error", err)
+	return limits, nil
 }
