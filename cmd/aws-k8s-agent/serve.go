@@ -75,7 +75,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	store := checkpoint.New(checkpoint.Options{
 		Path:        cfg.CheckpointFile,
 		JournalPath: filepath.Join(filepath.Dir(cfg.CheckpointFile), filepath.Base(names.JournalFile)),
-		Source:      func() checkpoint.State { return daemon.Durable() },
+		Source:      func() checkpoint.Snapshot { return daemon.Snapshot() },
 		Log:         log,
 	})
 	release, err := lock(ctx, store)

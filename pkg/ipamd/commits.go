@@ -126,17 +126,46 @@ func (c *controller) delCommitted(d *del, err error, now time.Time) {
 	}
 }
 
-// durable is everything that must not be forgotten.
-func (c *controller) durable(now time.Time) checkpoint.State {
-	var s checkpoint.State
-	held := c.store.Allocations()
-	s.Allocations = make([]checkpoint.Allocation, len(held))
+// records are what was last handed over to be made durable.
+type records struct {
+	held   []*datastore.Allocation
+	stored []*checkpoint.Allocation // of each
+}
+
+// update follows the ledger; what did not change is the same as before. Both lists are by address.
+func (r *records) update(held []*datastore.Allocation) []*checkpoint.Allocation {
+	stored := make([]*checkpoint.Allocation, len(held))
+	at := 0
 	for i, a := range held {
-		s.Allocations[i] = checkpoint.Allocation{
+		for at < len(r.held) && r.held[at].Address.Less(a.Address) {
+			at++
+		}
+		if at < len(r.held) && r.held[at] == a {
+			stored[i] = r.stored[at]
+			continue
+		}
+		stored[i] = &checkpoint.Allocation{
 			NetworkName: a.NetworkName, ContainerID: a.ContainerID, IfName: a.IfName, Address: a.Address, Time: a.Time,
 			Namespace: a.Namespace, Pod: a.Pod, Interfaces: a.Interfaces,
 		}
 	}
+	r.held, r.stored = held, stored
+	return stored
+}
+
+// durable is everything that must not be forgotten.
+func (c *controller) durable(now time.Time) checkpoint.State {
+	snap := c.snapshot(now)
+	s := checkpoint.State{Journal: snap.Journal}
+	for _, a := range snap.Allocations {
+		s.Allocations = append(s.Allocations, *a)
+	}
+	return s
+}
+
+// snapshot is the same for the writer. What it costs grows with the changes since the last one, but for a pointer per pod.
+func (c *controller) snapshot(now time.Time) checkpoint.Snapshot {
+	s := checkpoint.Snapshot{Allocations: c.records.update(c.store.Held())}
 	s.Journal.InstanceID = c.id.InstanceID
 	for _, e := range c.sorted() {
 		if !e.managed || c.removing(e) {

@@ -61,6 +61,7 @@ type controller struct {
 
 	requests
 	commits
+	records records
 	network
 	truth
 	metadata

@@ -66,7 +66,7 @@ func (c *crash) passes(format string, args ...any) bool {
 func (c *crash) start() {
 	c.files = &checkpointtest.Faults{At: func(point string) bool { return c.passes("%s", point) }}
 	c.store = checkpoint.New(checkpoint.Options{Path: c.path(), JournalPath: filepath.Join(c.dir, "journal.json"),
-		Source: func() checkpoint.State { return c.ctrl.durable(c.now) }, Files: c.files, Log: slog.New(slog.DiscardHandler)})
+		Source: func() checkpoint.Snapshot { return c.ctrl.snapshot(c.now) }, Files: c.files, Log: slog.New(slog.DiscardHandler)})
 	state, err := c.store.Load()
 	if err != nil && len(c.pods) > 0 {
 		c.problem("restart: %v", err)

@@ -309,6 +309,13 @@ func (d *Daemon) Plan() warmpool.Decision {
 	return d.ctrl.wouldPlan(d.clock.Now())
 }
 
+// Snapshot is the state that has to survive the process, for who writes it often.
+func (d *Daemon) Snapshot() checkpoint.Snapshot {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ctrl.snapshot(d.clock.Now())
+}
+
 // Durable is the state that has to survive the process.
 func (d *Daemon) Durable() checkpoint.State {
 	d.mu.Lock()

@@ -126,6 +126,9 @@ func (c *controller) doubtedOf(h checkpoint.HeldENI) []netip.Prefix {
 
 // doubtful lists the blocks of an ENI that a restart must not serve from unasked.
 func (c *controller) doubtful(e *iface) []netip.Prefix {
+	if len(c.suspects) == 0 && len(c.denied) == 0 && e.busy == nil {
+		return nil
+	}
 	var out []netip.Prefix
 	for _, p := range c.store.Pool(e.ID) {
 		if c.suspects[p] != "" || c.denied[p] != "" || c.leavingBlock(e, p) {

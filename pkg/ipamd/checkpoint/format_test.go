@@ -12,7 +12,11 @@ import (
 	"time"
 )
 
-func encodeFile(allocations []Allocation) []byte { return new(encoder).encode(allocations) }
+func encodeFile(allocations []Allocation) []byte {
+	return new(encoder).encode(snapshotOf(State{Allocations: allocations}).Allocations)
+}
+
+func snapshotOf(s State) Snapshot { return s.Snapshot() }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
@@ -133,7 +137,7 @@ func TestEncoderOverManyGenerations(t *testing.T) {
 		if n%50 == 49 {
 			rnd.Shuffle(len(now), func(i, j int) { now[i], now[j] = now[j], now[i] })
 		}
-		if got, want := string(e.encode(now)), string(encodeFile(now)); got != want {
+		if got, want := string(e.encode(snapshotOf(State{Allocations: now}).Allocations)), string(encodeFile(now)); got != want {
 			t.Fatalf("generation %d:\ngot  %s\nwant %s", n, got, want)
 		}
 	}

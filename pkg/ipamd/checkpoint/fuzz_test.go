@@ -61,7 +61,7 @@ func (l *loader) load(t *testing.T, file, journal []byte) (State, *Notice) {
 // replaced writes what was loaded and checks that a file that was damaged is kept as it was, and that what was loaded is
 // what the next start finds.
 func (l *loader) replaced(t *testing.T, state State, damaged bool, path string, raw []byte) {
-	if err := l.store.save(state); err != nil {
+	if err := l.store.save(state.Snapshot()); err != nil {
 		t.Fatal(err)
 	}
 	if kept, err := os.ReadFile(path + ".damaged-1"); (err == nil) != damaged || damaged && string(kept) != string(raw) {

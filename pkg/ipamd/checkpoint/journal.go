@@ -50,39 +50,17 @@ type intentJSON struct {
 	Since int64  `json:"since"` // Unix time, ns
 }
 
-func appendJournal(b []byte, j *Journal) []byte {
+// appendJournal formats all of a journal.
+func appendJournal(b []byte, j *Journal) []byte { return new(journalEncoder).encode(b, j) }
+
+// appendJournalOf formats a journal whose ENIs are formatted already.
+func appendJournalOf(b []byte, j *Journal, enis [][]byte) []byte {
 	b = append(b, `{"version":"`+journalVersion+`","instanceID":`...)
 	b = appendString(b, j.InstanceID)
 	b = append(b, `,"enis":[`...)
-	for i, e := range j.ENIs {
+	for i, text := range enis {
 		b = appendComma(b, i)
-		b = append(b, `{"id":`...)
-		b = appendString(b, e.ID)
-		b = append(b, `,"mac":`...)
-		b = appendString(b, e.MAC)
-		b = append(b, `,"device":`...)
-		b = appendInt(b, int64(e.Device))
-		b = append(b, `,"card":`...)
-		b = appendInt(b, int64(e.Card))
-		b = append(b, `,"pool":[`...)
-		b = appendRanges(b, e.Pool)
-		b = append(b, `],"address":"`...)
-		if e.Address.IsValid() {
-			b = e.Address.AppendTo(b)
-		}
-		b = append(b, `","subnetID":`...)
-		b = appendString(b, e.SubnetID)
-		b = append(b, `,"subnetCIDR":"`...)
-		if e.SubnetCIDR.IsValid() {
-			b = e.SubnetCIDR.AppendTo(b)
-		}
-		b = append(b, '"')
-		if len(e.Doubted) > 0 {
-			b = append(b, `,"doubted":[`...)
-			b = appendRanges(b, e.Doubted)
-			b = append(b, ']')
-		}
-		b = append(b, '}')
+		b = append(b, text...)
 	}
 	b = append(b, `],"cooling":[`...)
 	for i, c := range j.Cooling {
@@ -107,6 +85,37 @@ func appendJournal(b []byte, j *Journal) []byte {
 		b = append(b, '}')
 	}
 	return append(b, "]}\n"...)
+}
+
+func appendENI(b []byte, e *HeldENI) []byte {
+	b = append(b, `{"id":`...)
+	b = appendString(b, e.ID)
+	b = append(b, `,"mac":`...)
+	b = appendString(b, e.MAC)
+	b = append(b, `,"device":`...)
+	b = appendInt(b, int64(e.Device))
+	b = append(b, `,"card":`...)
+	b = appendInt(b, int64(e.Card))
+	b = append(b, `,"pool":[`...)
+	b = appendRanges(b, e.Pool)
+	b = append(b, `],"address":"`...)
+	if e.Address.IsValid() {
+		b = e.Address.AppendTo(b)
+	}
+	b = append(b, `","subnetID":`...)
+	b = appendString(b, e.SubnetID)
+	b = append(b, `,"subnetCIDR":"`...)
+	if e.SubnetCIDR.IsValid() {
+		b = e.SubnetCIDR.AppendTo(b)
+	}
+	b = append(b, '"')
+	if len(e.Doubted) > 0 {
+		b = append(b, `,"doubted":[`...)
+		b = appendRanges(b, e.Doubted)
+		b = append(b, ']')
+	}
+	b = append(b, '}')
+	return b
 }
 
 func appendRanges(b []byte, ranges []netip.Prefix) []byte {

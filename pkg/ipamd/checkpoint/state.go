@@ -14,6 +14,22 @@ type State struct {
 	Journal     Journal
 }
 
+// Snapshot is a State as its owner hands it over to be written, which it does for every group of ADDs: what did not
+// change is handed over as the same pointers and slices again, and is neither copied nor formatted anew.
+type Snapshot struct {
+	Allocations []*Allocation // what they point to never changes
+	Journal     Journal       // nor do the pools of its ENIs
+}
+
+// Snapshot is the state in that form.
+func (s *State) Snapshot() Snapshot {
+	out := Snapshot{Allocations: make([]*Allocation, len(s.Allocations)), Journal: s.Journal}
+	for i := range s.Allocations {
+		out.Allocations[i] = &s.Allocations[i]
+	}
+	return out
+}
+
 // Allocation is one address held by one sandbox interface, as ipam.json has it.
 type Allocation struct {
 	NetworkName string

@@ -19,7 +19,7 @@ type Options struct {
 	JournalPath string
 	// Source returns the state to be made durable. It is called by the writer only, one call at a time, and what it
 	// returns is not changed afterwards. Allocations are written in the order they come in.
-	Source func() State
+	Source func() Snapshot
 	Files  Files // nil: the operating system's
 	Log    *slog.Logger
 }
@@ -30,7 +30,7 @@ type Options struct {
 type Store struct {
 	path        string
 	journalPath string
-	source      func() State
+	source      func() Snapshot
 	files       Files
 	log         *slog.Logger
 
@@ -42,6 +42,7 @@ type Store struct {
 
 	// Of the writer alone: how to encode, and what the files hold (nil: unknown).
 	encoder       encoder
+	journals      journalEncoder
 	file, journal []byte
 	journalBuf    []byte
 
@@ -143,8 +144,8 @@ func (s *Store) write(b *batch) error {
 // order would leave it neither held nor cooling, free to be handed out while the old pod's last packets are under
 // way. An address that is newly held is not looked for in the journal, and an ENI is in the journal before any of its
 // addresses is in the file.
-func (s *Store) save(state State) error {
-	s.journalBuf = appendJournal(s.journalBuf[:0], &state.Journal)
+func (s *Store) save(state Snapshot) error {
+	s.journalBuf = s.journals.encode(s.journalBuf[:0], &state.Journal)
 	if !bytes.Equal(s.journalBuf, s.journal) {
 		if err := s.replace(s.journalPath, s.journalBuf); err != nil {
 			s.journal = nil

@@ -24,11 +24,12 @@ type model struct {
 	taken atomic.Int64
 }
 
-func (m *model) source() State {
+func (m *model) source() Snapshot {
 	m.taken.Add(1)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return State{Allocations: append([]Allocation(nil), m.state.Allocations...), Journal: m.state.Journal}
+	s := State{Allocations: append([]Allocation(nil), m.state.Allocations...), Journal: m.state.Journal}
+	return s.Snapshot()
 }
 
 func (m *model) add(a Allocation) {
@@ -151,12 +152,12 @@ func TestCommitsShareOneWrite(t *testing.T) {
 		Path:        filepath.Join(t.TempDir(), "ipam.json"),
 		JournalPath: filepath.Join(t.TempDir(), "journal.json"),
 		Log:         slog.New(slog.DiscardHandler),
-		Source: func() State {
+		Source: func() Snapshot {
 			if taken++; taken == 1 {
 				close(entered)
 				<-release
 			}
-			return State{}
+			return Snapshot{}
 		},
 	})
 	stop := run(t, s)
@@ -283,7 +284,7 @@ func TestDamagedFilesAreSetAside(t *testing.T) {
 			if !reflect.DeepEqual(again, got) || err == nil || err.Error() != notice.Error() {
 				t.Errorf("loaded again: %v", err)
 			}
-			if err := s.save(got); err != nil {
+			if err := s.save(got.Snapshot()); err != nil {
 				t.Fatal(err)
 			}
 			for path, want := range map[string]string{s.path: tt.file, s.journalPath: tt.journal} {
@@ -353,7 +354,7 @@ func TestEvidenceOfDuplicatesIsKept(t *testing.T) {
 	if len(got.Allocations) != 1 || got.Allocations[0].ContainerID != b.ContainerID {
 		t.Errorf("%+v", got.Allocations)
 	}
-	if err := s.save(got); err != nil {
+	if err := s.save(got.Snapshot()); err != nil {
 		t.Fatal(err)
 	}
 	kept, err := os.ReadFile(notice.SetAside[0])
@@ -445,7 +446,7 @@ func TestJournalIsWrittenFirst(t *testing.T) {
 	if err := os.Mkdir(s.path+".tmp", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.save(goldenState()); err == nil {
+	if err := s.save(snapshotOf(goldenState())); err == nil {
 		t.Fatal("saved")
 	}
 	if _, err := os.Stat(s.journalPath); err != nil {
@@ -459,7 +460,7 @@ func TestJournalIsWrittenFirst(t *testing.T) {
 	}
 	state := goldenState()
 	state.Journal.InstanceID = "i-2"
-	if err := s.save(state); err == nil {
+	if err := s.save(state.Snapshot()); err == nil {
 		t.Fatal("saved")
 	}
 	if _, err := os.Stat(s.path); err == nil {

@@ -32,7 +32,7 @@ func TestUpstreamsFilesThereAndBack(t *testing.T) {
 			if err != nil || len(state.Allocations) != want {
 				t.Fatalf("loaded %+v, %v", state, err)
 			}
-			if err := s.save(state); err != nil {
+			if err := s.save(state.Snapshot()); err != nil {
 				t.Fatal(err)
 			}
 			after, err := checkpointtest.ReadAsUpstream(s.path)
@@ -79,7 +79,7 @@ func TestDowngradeAtEveryStep(t *testing.T) {
 				state.Journal.Cooling = []Cooling{{Address: numbered(0).Address, Until: numbered(0).Time}}
 				state.Allocations = state.Allocations[1:]
 			}
-			if s.save(state) != nil {
+			if s.save(state.Snapshot()) != nil {
 				break
 			}
 		}

@@ -282,6 +282,19 @@ func (s *Store) Lookup(key Key) (Allocation, bool) {
 	return h.allocation(), true
 }
 
+// record is the holding as a value of its own, the same one until the holding changes.
+func (h *holding) record() *Allocation {
+	eni := ""
+	if h.addr != nil {
+		eni = h.addr.block.eni.ID
+	}
+	if h.last == nil || h.last.ENI != eni || !h.last.Time.Equal(h.time) {
+		a := h.allocation()
+		h.last = &a
+	}
+	return h.last
+}
+
 func (h *holding) allocation() Allocation {
 	a := Allocation{Key: h.key, Meta: h.meta, Address: h.ip, Time: h.time, Device: -1}
 	if h.addr != nil {

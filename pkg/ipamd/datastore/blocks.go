@@ -38,7 +38,7 @@ func (s *Store) AddBlock(id string, cidr netip.Prefix, now time.Time) (bool, err
 	b := &block{cidr: cidr, eni: e, size: blockSize(cidr), next: cidr.Addr()}
 	e.blocks[cidr] = b
 	at, _ := slices.BinarySearchFunc(e.pool, cidr, netip.Prefix.Compare)
-	e.pool = slices.Insert(e.pool, at, cidr)
+	e.pool = slices.Insert(slices.Clone(e.pool), at, cidr)
 	e.total += b.size
 	e.unready++
 	if b.isPrefix() {
@@ -271,7 +271,7 @@ func (s *Store) forget(b *block) {
 	e.prefixes.drop(b)
 	delete(e.blocks, b.cidr)
 	if at, found := slices.BinarySearchFunc(e.pool, b.cidr, netip.Prefix.Compare); found {
-		e.pool = slices.Delete(e.pool, at, at+1)
+		e.pool = slices.Delete(slices.Clone(e.pool), at, at+1)
 	}
 	e.total -= b.size
 	if b.state != ready {

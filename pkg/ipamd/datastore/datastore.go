@@ -2,7 +2,7 @@
 // them, and which sandbox holds which address. It does no I/O, reads no clock and writes no log; the time is a
 // parameter.
 //
-// One mutex guards everything. Values that go out share no memory with the ledger.
+// One mutex guards everything. Values that go out share no memory with the ledger, or memory that nobody changes.
 //
 // Three rules hold whatever the caller does: an address that a pod holds is never removed, an ENI's own address never
 // enters the pool, and an ENI with pods (or the primary one) is never drained or removed.
@@ -134,6 +134,7 @@ type holding struct {
 	ip   netip.Addr
 	time time.Time
 	addr *address
+	last *Allocation // what record returned
 }
 
 // New makes an empty ledger. Released addresses cool for cooldown and count as fresh after rest (DefaultRest if 0).
@@ -166,7 +167,7 @@ type eni struct {
 	ENI
 	phase    Phase
 	blocks   map[netip.Prefix]*block
-	pool     []netip.Prefix // the keys of blocks, sorted
+	pool     []netip.Prefix // the keys of blocks, sorted; replaced, never changed
 	total    int            // addresses of all blocks
 	unready  int            // blocks that are not ready
 	barred   int            // addresses in quarantine, held or not

@@ -215,7 +215,20 @@ func (s *Store) Allocations() []Allocation {
 	return all
 }
 
-// Pool lists the blocks of an ENI, sorted.
+// Held lists who holds what, by address. What the pointers point to never changes: a holding that did not change since
+// the last time is the same pointer again.
+func (s *Store) Held() []*Allocation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*Allocation, len(s.held))
+	for i, h := range s.held {
+		all[i] = h.record()
+	}
+	return all
+}
+
+// Pool lists the blocks of an ENI, sorted. The slice is never changed by anybody; it is the same one until the pool
+// changes.
 func (s *Store) Pool(id string) []netip.Prefix {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -223,7 +236,7 @@ func (s *Store) Pool(id string) []netip.Prefix {
 	if e == nil {
 		return nil
 	}
-	return slices.Clone(e.pool)
+	return e.pool
 }
 
 // Cooling is an address that may not be handed out before Until.
