@@ -34,6 +34,9 @@ func run(args []string, started time.Time) int {
 	if len(args) > 0 && args[0] == "handback" {
 		return handback(args[1:])
 	}
+	if len(args) > 0 && args[0] == "clean-enis" {
+		return cleanENIs(args[1:])
+	}
 	flags := flag.NewFlagSet("aws-k8s-agent", flag.ContinueOnError)
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {

@@ -23,6 +23,7 @@ import (
 	"vpccni/pkg/ipamd/introspect"
 	"vpccni/pkg/ipamd/kube"
 	"vpccni/pkg/ipamd/metrics"
+	"vpccni/pkg/ipamd/orphans"
 	"vpccni/pkg/ipamd/rpcserver"
 	"vpccni/pkg/k8sapi"
 	"vpccni/pkg/networkutils/conntrack"
@@ -149,6 +150,10 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	group.Go(func() error { auditor.Run(ctx); return nil })
 	group.Go(func() error { sweeper.Run(ctx); return nil })
 	group.Go(func() error { agent.Run(ctx, daemon); return nil })
+	cleaner := orphans.New(orphans.Options{
+		EC2: ec2, Cluster: cfg.ClusterName, VPCID: id.VPCID, Instance: id.InstanceID, Clock: clock, Log: log,
+	})
+	group.Go(func() error { agent.Clean(ctx, daemon, cleaner, cleaningOff(cfg)); return nil })
 	group.Go(func() error {
 		bootstrap.TakeOver(ctx, clock, daemon.View, func(ctx context.Context, ours func(netip.Addr) bool) (predecessor.Report, error) {
 			return predecessor.Sweep(ctx, predecessor.Options{Log: log}, ours)
@@ -225,6 +230,17 @@ func newAgent(cfg config.Config, instance string, clock clockwork.Clock, log *sl
 	return kube.New(kube.Options{
 		Client: client, Missing: err, NodeName: cfg.NodeName, PodName: cfg.PodName, Instance: instance, Clock: clock, Log: log,
 	})
+}
+
+// cleaningOff is the setting by which this node leaves other nodes' orphans alone; empty if none does.
+func cleaningOff(cfg config.Config) string {
+	switch {
+	case cfg.DisableLeakedENICleanup:
+		return "DISABLE_LEAKED_ENI_CLEANUP is true"
+	case cfg.ClusterName == "":
+		return "CLUSTER_NAME is not set: ENIs of this cluster cannot be told from others"
+	}
+	return ""
 }
 
 // degraded tells whether something does not work at present: EC2 refuses a call or has never answered, an ENI cannot

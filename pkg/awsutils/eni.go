@@ -57,8 +57,12 @@ func (e *EC2) DescribeENIsByTag(ctx context.Context, key, value string) ([]ENI, 
 }
 
 func (e *EC2) describe(ctx context.Context, filter string, values ...string) ([]ENI, error) {
+	return e.describeFiltered(ctx, []types.Filter{{Name: aws.String(filter), Values: values}})
+}
+
+func (e *EC2) describeFiltered(ctx context.Context, filters []types.Filter) ([]ENI, error) {
 	pages := ec2.NewDescribeNetworkInterfacesPaginator(e.api, &ec2.DescribeNetworkInterfacesInput{
-		Filters:    []types.Filter{{Name: aws.String(filter), Values: values}},
+		Filters:    filters,
 		MaxResults: aws.Int32(pageSize),
 	})
 	var enis []ENI

@@ -42,6 +42,15 @@ type ENI struct {
 	DeleteOnTermination bool
 }
 
+// Tags and description of the ENIs that nodes create. Cleaners and the field's IAM policies key on them.
+const (
+	TagInstance       = "node.k8s.amazonaws.com/instance_id"
+	TagCreatedAt      = "node.k8s.amazonaws.com/createdAt" // RFC 3339
+	TagNoManage       = "node.k8s.amazonaws.com/no_manage"
+	TagCluster        = "cluster.k8s.amazonaws.com/name"
+	DescriptionPrefix = "aws-K8S-" // the instance's id follows
+)
+
 // NewENI asks for an ENI. Exactly one of IPs and Prefixes may be positive.
 type NewENI struct {
 	SubnetID    string

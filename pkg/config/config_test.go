@@ -186,7 +186,7 @@ func TestNotes(t *testing.T) {
 		t.Errorf("excluded CIDRs %v with external SNAT", c.ExcludeSNATCIDRs)
 	}
 	for set, noted := range map[string]bool{
-		"DISABLE_LEAKED_ENI_CLEANUP=true": false, "DISABLE_LEAKED_ENI_CLEANUP=false": true,
+		"DISABLE_LEAKED_ENI_CLEANUP=true": false, "DISABLE_LEAKED_ENI_CLEANUP=false": false,
 		"NETWORK_POLICY_ENFORCING_MODE=standard": true, "NETWORK_POLICY_ENFORCING_MODE=none": false,
 	} {
 		name, _, _ := strings.Cut(set, "=")

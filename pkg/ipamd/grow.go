@@ -16,13 +16,13 @@ import (
 // Tags and description of the ENIs that this node creates. The cluster's cleaners and the field's IAM policies key on
 // them.
 const (
-	tagInstance    = "node.k8s.amazonaws.com/instance_id"
-	tagCreatedAt   = "node.k8s.amazonaws.com/createdAt"
-	tagNoManage    = "node.k8s.amazonaws.com/no_manage"
-	tagCluster     = "cluster.k8s.amazonaws.com/name"
+	tagInstance    = awsutils.TagInstance
+	tagCreatedAt   = awsutils.TagCreatedAt
+	tagNoManage    = awsutils.TagNoManage
+	tagCluster     = awsutils.TagCluster
 	tagOwner       = "eks:eni:owner"
 	ownerCNI       = "amazon-vpc-cni"
-	descriptionPre = "aws-K8S-"
+	descriptionPre = awsutils.DescriptionPrefix
 )
 
 // startCreate begins a new ENI: create it with its addresses and tags, attach it, have it deleted with the instance.

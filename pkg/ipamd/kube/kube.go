@@ -1,5 +1,5 @@
 // Package kube is what ipamd and Kubernetes have to say to each other about the node: max-pods and cordon on the way
-// in, events on the way out. None of it is needed to serve addresses: where the API is away, or was never there, that is
+// in, events on the way out, and the turns of the orphan cleaner. None of it is needed to serve addresses: where the API is away, or was never there, that is
 // noted as a degraded feature and tried again.
 package kube
 
@@ -79,9 +79,8 @@ func (a *Agent) Run(ctx context.Context, daemon Daemon) {
 	a.daemon = daemon
 	switch {
 	case a.o.Client == nil:
-		chosen := errors.Is(a.o.Missing, k8sapi.ErrNoCluster)
-		daemon.SetDegraded(ipamd.FeatureNode, a.o.Missing.Error(), chosen)
-		daemon.SetDegraded(ipamd.FeatureEvents, a.o.Missing.Error(), chosen)
+		daemon.SetDegraded(ipamd.FeatureNode, a.o.Missing.Error(), a.chosen())
+		daemon.SetDegraded(ipamd.FeatureEvents, a.o.Missing.Error(), a.chosen())
 		return
 	case a.o.NodeName == "":
 		daemon.SetDegraded(ipamd.FeatureNode, "MY_NODE_NAME is not set", true)
@@ -96,6 +95,9 @@ func (a *Agent) Run(ctx context.Context, daemon Daemon) {
 	}
 	_ = group.Wait() // neither fails
 }
+
+// chosen tells whether there is no API because nobody said where one is.
+func (a *Agent) chosen() bool { return errors.Is(a.o.Missing, k8sapi.ErrNoCluster) }
 
 // nodeSeen passes on what the Node says.
 func (a *Agent) nodeSeen(n k8sapi.Node) {

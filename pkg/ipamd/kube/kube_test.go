@@ -22,6 +22,7 @@ import (
 	"vpccni/pkg/awsutils"
 	"vpccni/pkg/ipamd"
 	"vpccni/pkg/ipamd/kube"
+	"vpccni/pkg/ipamd/orphans"
 	"vpccni/pkg/k8sapi"
 )
 
@@ -258,4 +259,51 @@ func TestEventsOfTheNode(t *testing.T) {
 	end()
 	r.agent.Notify(ipamd.Notice{Reason: "Other", Message: "thing again"})
 	r.eventually("events again", r.is(17, false))
+}
+
+// Why no orphan is cleaned is told in any case; with everything there the node takes part in the election.
+func TestClean(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		off    string
+		change func(*kube.Options, *kubeapi.Server)
+		want   string
+	}{
+		"a setting":        {off: "CLUSTER_NAME is not set", want: "CLUSTER_NAME is not set (chosen true)"},
+		"no API":           {change: func(o *kube.Options, _ *kubeapi.Server) { o.Client, o.Missing = nil, k8sapi.ErrNoCluster }, want: "(chosen true)"},
+		"no right":         {change: func(_ *kube.Options, s *kubeapi.Server) { s.AddFault(kubeapi.Fault{Resource: "leases", Status: 403}) }, want: "Forbidden"},
+		"an EC2 that asks": {want: "no EC2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := start(t, func(o *kube.Options, s *kubeapi.Server) {
+				if c.change != nil {
+					c.change(o, s)
+				}
+			})
+			cleaner := orphans.New(orphans.Options{EC2: noEC2{}, Cluster: "blue", Clock: r.clock})
+			ctx, stop := context.WithCancel(t.Context())
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				r.agent.Clean(ctx, &r.daemon, cleaner, c.off)
+			}()
+			defer func() { stop(); <-ended }()
+			r.eventually("a reason", func() bool {
+				r.clock.Advance(time.Minute)
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				return strings.Contains(r.degraded[ipamd.FeatureOrphans], c.want)
+			})
+			if name == "an EC2 that asks" && r.api.Get("leases", "kube-system", orphans.LeaseName) == nil {
+				t.Error("there is no lease")
+			}
+		})
+	}
+}
+
+type noEC2 struct{ orphans.EC2 }
+
+func (noEC2) DetachedENIs(context.Context, string, map[string]string) ([]awsutils.ENI, error) {
+	return nil, errors.New("no EC2")
 }
