@@ -57,6 +57,8 @@ type node struct {
 	host  *nstest.NS
 	ipamd *ipamdtest.Server
 	log   string
+	// wrapper is a command that runs the plugin; without it the plugin is run as it is.
+	wrapper []string
 }
 
 func newNode(t *testing.T, conf ipamdtest.Config) *node {
@@ -122,6 +124,9 @@ func (n *node) command(command string, s sandbox) *exec.Cmd {
 		s.args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + s.pod + ";K8S_POD_INFRA_CONTAINER_ID=" + s.id + ";K8S_POD_UID=uid-" + s.pod
 	}
 	cmd := exec.CommandContext(n.Context(), "/proc/self/exe")
+	if len(n.wrapper) > 0 {
+		cmd = exec.CommandContext(n.Context(), n.wrapper[0], n.wrapper[1:]...)
+	}
 	cmd.Env = []string{
 		pluginVar + "=1", "CNI_COMMAND=" + command, "CNI_CONTAINERID=" + s.id, "CNI_NETNS=" + s.netns, "CNI_IFNAME=eth0",
 		"CNI_PATH=/opt/cni/bin", "CNI_ARGS=" + s.args,
