@@ -213,9 +213,9 @@ func lock(ctx context.Context, store *checkpoint.Store) (release func(), err err
 func observer(m *metrics.Metrics) func(rpcserver.Call) {
 	return func(c rpcserver.Call) {
 		if c.Del {
-			m.Del(c.Reason, c.Outcome, c.Duration)
+			m.Del(c.Reason, c.Outcome, c.Duration, c.Recorded)
 		} else {
-			m.Add(c.Outcome, c.Duration)
+			m.Add(c.Outcome, c.Duration, c.Waited, c.Recorded)
 		}
 	}
 }

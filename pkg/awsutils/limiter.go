@@ -79,6 +79,9 @@ func (l *limiter) wait(ctx context.Context, bucket *rate.Limiter) error {
 		r.CancelAt(now)
 		return fmt.Errorf("%w (%s to wait)", errOwnLimit, delay.Round(time.Millisecond))
 	}
+	if own, ok := ctx.Value(waitedKey{}).(*waited); ok {
+		defer func() { own.total += l.clock.Since(now) }()
+	}
 	if err := l.waits.Sleep(ctx, delay); err != nil {
 		r.CancelAt(l.clock.Now())
 		return fmt.Errorf("%w: %w", errOwnLimit, err)

@@ -22,7 +22,15 @@ type Call struct {
 	Status    int    // HTTP status of the last answer; 0 when none came
 	Duration  time.Duration
 	Attempts  int
+	Throttled int           // attempts that EC2 refused because it was asked too often
+	Waited    time.Duration // for this node's own rate limit
 }
+
+// waited adds up what the attempts of one call wait for the node's own limit. It is written and read by the call's
+// goroutine only.
+type waited struct{ total time.Duration }
+
+type waitedKey struct{}
 
 // observer is a middleware around whole calls: it bounds them in time and reports them.
 type observer struct {
@@ -40,6 +48,8 @@ func (o *observer) add(stack *middleware.Stack) error {
 	) (middleware.InitializeOutput, middleware.Metadata, error) {
 		ctx, cancel := o.waits.WithTimeout(ctx, o.timeout)
 		defer cancel()
+		own := &waited{}
+		ctx = context.WithValue(ctx, waitedKey{}, own)
 		start := o.clock.Now()
 		out, meta, err := next.HandleInitialize(ctx, in)
 		if o.observe != nil {
@@ -51,6 +61,8 @@ func (o *observer) add(stack *middleware.Stack) error {
 				Status:    status(meta, err),
 				Duration:  o.clock.Since(start),
 				Attempts:  attempts(meta),
+				Throttled: throttles(meta),
+				Waited:    own.total,
 			})
 		}
 		return out, meta, err
@@ -64,6 +76,18 @@ func attempts(meta middleware.Metadata) int {
 		return 0
 	}
 	return len(results.Results)
+}
+
+// throttles counts the attempts of a call that were throttled.
+func throttles(meta middleware.Metadata) int {
+	results, _ := retry.GetAttemptResults(meta)
+	n := 0
+	for _, r := range results.Results {
+		if r.Err != nil && isThrottleCode(Code(r.Err)) {
+			n++
+		}
+	}
+	return n
 }
 
 // status returns the HTTP status of a call's last answer.

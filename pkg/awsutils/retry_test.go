@@ -84,7 +84,13 @@ func TestRetries(t *testing.T) {
 				if took := time.Since(start); took > callTimeout {
 					t.Errorf("took %s", took)
 				}
-				if c := calls(); len(c) != 1 || c[0].Attempts != tc.sent || (c[0].Err == nil) != (err == nil) || c[0].Code != Code(err) {
+				refusals := 0
+				for i := range tc.sent {
+					if tc.answers[min(i, len(tc.answers)-1)].body == throttled.body {
+						refusals++
+					}
+				}
+				if c := calls(); len(c) != 1 || c[0].Attempts != tc.sent || c[0].Throttled != refusals || (c[0].Err == nil) != (err == nil) || c[0].Code != Code(err) {
 					t.Errorf("observed %+v", c)
 				}
 				for n := range w.requests {
@@ -158,7 +164,7 @@ func TestOwnLimit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &wire{answers: []answer{ok(assignedXML)}}
-		e, _ := client(t, w)
+		e, calls := client(t, w)
 		start := time.Now()
 		var wait sync.WaitGroup
 		for range mutateBurst + 10 {
@@ -185,6 +191,14 @@ func TestOwnLimit(t *testing.T) {
 		wait.Wait()
 		if took := time.Since(start); took != 10*time.Second/mutateRatePerSecond {
 			t.Errorf("10 calls over the burst took %s", took)
+		}
+		var waited time.Duration
+		for _, c := range calls() {
+			waited += c.Waited
+		}
+		// 10 calls stood in the queue for 1, 2 … 10 times the time of a token.
+		if want := 55 * time.Second / mutateRatePerSecond; waited != want {
+			t.Errorf("calls waited %s in all, want %s", waited, want)
 		}
 	})
 }

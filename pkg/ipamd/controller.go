@@ -119,7 +119,7 @@ func newController(o Options, r *rand.Rand) *controller {
 	if c.set.Queue <= 0 {
 		c.set.Queue = DefaultQueue
 	}
-	c.counters.AddsRefused = map[Code]uint64{}
+	c.counters.AddsRefused, c.counters.Failures = map[Code]uint64{}, map[Failure]uint64{}
 	c.requests = requests{adds: map[uint64]*add{}, sandboxes: map[datastore.Key]*sandbox{}, releasing: map[datastore.Key]int{}}
 	c.network = network{vpc: slices.Clone(o.VPCCIDRs)}
 	return c

@@ -145,7 +145,7 @@ func classOf(err error) awsutils.Class {
 // deletion that is refused looks at the attachment.
 func (c *controller) compensate(op *operation, now time.Time) {
 	c.end(op)
-	c.startDelete(op.eni, "could not be attached", now)
+	c.startDelete(op.eni, reasonUndo, now)
 }
 
 // attached takes the new ENI among the node's. It serves pods when its interface is there and the host is ready.

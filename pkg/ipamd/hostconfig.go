@@ -15,6 +15,7 @@ type network struct {
 	vpc        []netip.Prefix
 	dirty      bool      // it may not be as it should be
 	applying   bool      // an effApply is in flight
+	repairing  bool      // and it only looks after what somebody else changed
 	applyAt    time.Time // no effApply before
 	applyFails int
 	netVersion uint64 // counts effApply
@@ -54,7 +55,7 @@ func (c *controller) applyIfDue(now time.Time) {
 	if !repair && (!c.dirty || now.Before(c.applyAt)) {
 		return
 	}
-	c.applying, c.dirty, c.repairAt = true, false, time.Time{}
+	c.applying, c.repairing, c.dirty, c.repairAt = true, !c.dirty, false, time.Time{}
 	c.netVersion++
 	c.counters.Applies++
 	c.emit(effApply{c.hostConfig(now)})
@@ -87,6 +88,10 @@ func (c *controller) applied(ev evApplied, now time.Time) {
 		c.log(slog.LevelError, "host network not set up", "error", ev.err)
 		return
 	}
+	if c.repairing && ev.report.Writes > 0 {
+		c.counters.Repairs++
+		c.log(slog.LevelWarn, "host network put right: somebody else had changed it", "changes", ev.report.Writes)
+	}
 	failed := false
 	for _, x := range ev.cfg.ENIs {
 		e := c.enis[x.ID]
@@ -118,6 +123,7 @@ func (c *controller) applied(ev evApplied, now time.Time) {
 
 func (c *controller) notReady(e *iface, why error, now time.Time) {
 	if e.notReady != why.Error() {
+		c.counters.NotReady++
 		c.log(slog.LevelWarn, "ENI is not ready", "eni", e.ID, "error", why)
 	}
 	e.notReady = why.Error()

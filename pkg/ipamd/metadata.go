@@ -454,6 +454,7 @@ func (c *controller) vanished(e *iface, p netip.Prefix, now time.Time) {
 		c.notify(true, "AddressLost", fmt.Sprintf("Somebody took %s off %s while a pod holds an address of it: that pod has no network", p, e.ID))
 		return
 	}
+	c.counters.AddressesGone++
 	c.log(slog.LevelWarn, "address is gone from the ENI", "eni", e.ID, "address", p)
 }
 

@@ -193,6 +193,7 @@ func (c *controller) called(ev evCalled, now time.Time) {
 	} else {
 		op.err = ev.err.Error()
 		op.tries++
+		c.callFailed(op, ev.call.method, ev.err)
 		if (op.kind != opLink || !c.stopping) && !op.method.metadata() {
 			c.log(slog.LevelWarn, "call failed", "call", ev.call.method, "eni", op.eni, "try", op.tries,
 				"class", awsutils.Classify(ev.err).String(), "error", ev.err)

@@ -3,6 +3,7 @@ package ipamd
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"strings"
 	"time"
@@ -176,10 +177,7 @@ func (c *controller) view(now time.Time) View {
 		Unplaced: d.Unplaced, Waiting: len(c.queue), Plan: c.plan, PlanTime: c.plannedAt,
 		Refusals: c.refusals.Active(now), Counters: c.counters}
 	v.Plan.Actions = append([]warmpool.Action(nil), c.plan.Actions...)
-	v.Counters.AddsRefused = map[Code]uint64{}
-	for code, n := range c.counters.AddsRefused {
-		v.Counters.AddsRefused[code] = n
-	}
+	v.Counters.AddsRefused, v.Counters.Failures = maps.Clone(c.counters.AddsRefused), maps.Clone(c.counters.Failures)
 	if len(c.queue) > 0 {
 		v.OldestAdd = now.Sub(c.queue[0].since)
 	}

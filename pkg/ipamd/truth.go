@@ -180,6 +180,9 @@ func (c *controller) meet(d awsutils.ENI, now time.Time) {
 	}
 	c.enis[d.ID] = e
 	c.lagging(e, netip.Prefix{}, now)
+	if c.isReady {
+		c.counters.ENIsFound++
+	}
 	switch {
 	case !e.managed:
 		c.log(slog.LevelInfo, "ENI is not managed", "eni", d.ID, "device", d.Device, "type", d.Type)
@@ -242,6 +245,7 @@ func (c *controller) compare(e *iface, d awsutils.ENI, now time.Time) {
 			c.acquit(p, now)
 			continue
 		}
+		c.counters.AddressesFound++
 		c.addBlock(e.ID, p, now)
 	}
 }
@@ -267,6 +271,7 @@ func (c *controller) missing(e *iface, now time.Time) {
 	case c.store.RemoveENI(e.ID) == nil:
 		delete(c.enis, e.ID)
 		c.dirty, c.unsaved = true, true
+		c.counters.ENIsGone++
 		c.log(slog.LevelWarn, "ENI is gone", "eni", e.ID)
 	case c.store.MarkLost(e.ID) == nil:
 		e.lost = true
@@ -302,7 +307,7 @@ func (c *controller) scanned(op *operation, ev evCalled, now time.Time) {
 		case c.beingCreated(d):
 			c.scanAt = now.Add(retryLong)
 		default:
-			c.startDelete(d.ID, "left over from an earlier life", now)
+			c.startDelete(d.ID, reasonLeftover, now)
 		}
 	}
 }

@@ -102,4 +102,11 @@ type Counters struct {
 	ENIsRemoved  uint64
 	ENIsLost     uint64
 	Resyncs      uint64 // full comparisons with EC2
+	// What comparisons with EC2 found beside what was known: ENIs and addresses that are there, or not any more.
+	ENIsFound, ENIsGone           uint64
+	AddressesFound, AddressesGone uint64
+	// Repairs are Applies that only the kernel's events asked for and that had something to put right.
+	Repairs  uint64
+	NotReady uint64 // times that the host's network was not ready for an ENI
+	Failures map[Failure]uint64
 }

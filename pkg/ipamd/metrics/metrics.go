@@ -42,6 +42,9 @@ type Metrics struct {
 	calls      *prometheus.CounterVec
 	callErrors *prometheus.CounterVec
 	throttles  *prometheus.CounterVec
+	attempts   *prometheus.CounterVec
+	waits      *prometheus.CounterVec
+	orphans    *prometheus.CounterVec
 	apiErrors  *prometheus.CounterVec
 	apiLatency *prometheus.SummaryVec
 	startTime  *prometheus.HistogramVec
@@ -59,11 +62,14 @@ func New(version string, view func() ipamd.View) *Metrics {
 	m := &Metrics{
 		registry:   prometheus.NewRegistry(),
 		dels:       counter("awscni_del_ip_req_count", "DelNetwork requests, by what the plugin says is the reason", "reason"),
-		addTime:    histogram("awscni_add_duration_seconds", "Time of AddNetwork requests, waiting included", addBuckets, "outcome"),
-		delTime:    histogram("awscni_del_duration_seconds", "Time of DelNetwork requests", addBuckets, "outcome"),
+		addTime:    histogram("awscni_add_duration_seconds", "Time of AddNetwork requests, by part of it and by outcome", addBuckets, "phase", "outcome"),
+		delTime:    histogram("awscni_del_duration_seconds", "Time of DelNetwork requests, by part of it and by outcome", addBuckets, "phase", "outcome"),
 		calls:      counter("awscni_ec2api_req_count", "Calls to EC2", "fn"),
 		callErrors: counter("awscni_ec2api_error_count", "Calls to EC2 that failed", "fn"),
-		throttles:  counter("awscni_ec2api_throttle_count", "Calls to EC2 that were throttled until they failed", "fn"),
+		throttles:  counter("awscni_ec2api_throttle_count", "HTTP requests to EC2 that were throttled; most are repeated", "fn"),
+		attempts:   counter("awscni_ec2api_attempt_count", "HTTP requests to EC2, repetitions included", "fn"),
+		waits:      counter("awscni_ec2api_wait_seconds_total", "Time that calls to EC2 waited for this node's own rate limit", "fn"),
+		orphans:    counter("awscni_orphan_enis", "ENIs found that belong to no node, by who looked and what became of them", "scope", "outcome"),
 		apiErrors:  counter("awscni_aws_api_error_count", "Failed calls to EC2 and IMDS, by error code", "api", "error"),
 		apiLatency: prometheus.NewSummaryVec(prometheus.SummaryOpts{
 			Name: "awscni_aws_api_latency_ms", Help: "Time of calls to EC2 and IMDS, in ms",
@@ -83,11 +89,14 @@ func New(version string, view func() ipamd.View) *Metrics {
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		build, backend, newViewCollector(view),
-		m.dels, m.addTime, m.delTime, m.calls, m.callErrors, m.throttles, m.apiErrors, m.apiLatency, m.startTime, m.initTime,
+		m.dels, m.addTime, m.delTime, m.calls, m.callErrors, m.throttles, m.attempts, m.waits, m.orphans, m.apiErrors, m.apiLatency, m.startTime, m.initTime,
 	)
 	// A counter that appears with its first event has no rate of that event.
 	for _, reason := range append(slices.Clone(delReasons), otherReason) {
 		m.dels.WithLabelValues(reason)
+	}
+	for _, outcome := range orphanOutcomes {
+		m.orphans.WithLabelValues(OrphanOfCluster, outcome)
 	}
 	return m
 }
@@ -99,19 +108,49 @@ func (m *Metrics) Handler() http.Handler {
 	return mux
 }
 
+// The phases of a request. Only requests that succeed have parts.
+const (
+	phaseTotal  = "total"  // from the request to the reply
+	phaseWait   = "wait"   // until there was an address
+	phaseCommit = "commit" // until the change was durable
+)
+
 // Add records an ADD. Outcome is out of a closed vocabulary.
-func (m *Metrics) Add(outcome string, took time.Duration) {
-	m.addTime.WithLabelValues(outcome).Observe(took.Seconds())
+func (m *Metrics) Add(outcome string, took, waited, recorded time.Duration) {
+	m.addTime.WithLabelValues(phaseTotal, outcome).Observe(took.Seconds())
+	if outcome == outcomeOK {
+		m.addTime.WithLabelValues(phaseWait, outcome).Observe(waited.Seconds())
+		m.addTime.WithLabelValues(phaseCommit, outcome).Observe(recorded.Seconds())
+	}
 }
 
+// outcomeOK is the outcome of requests that succeed.
+const outcomeOK = "OK"
+
 // Del records a DEL. Reason is what the client says; outcome is out of a closed vocabulary.
-func (m *Metrics) Del(reason, outcome string, took time.Duration) {
+func (m *Metrics) Del(reason, outcome string, took, recorded time.Duration) {
 	if !slices.Contains(delReasons, reason) {
 		reason = otherReason
 	}
 	m.dels.WithLabelValues(reason).Inc()
-	m.delTime.WithLabelValues(outcome).Observe(took.Seconds())
+	m.delTime.WithLabelValues(phaseTotal, outcome).Observe(took.Seconds())
+	if outcome == outcomeOK {
+		m.delTime.WithLabelValues(phaseCommit, outcome).Observe(recorded.Seconds())
+	}
 }
+
+// Who looks for orphans, and what becomes of one.
+const (
+	OrphanOfCluster = "cluster" // the elected cleaner
+	OrphanFound     = "found"
+	OrphanDeleted   = "deleted"
+	OrphanFailed    = "failed"
+)
+
+var orphanOutcomes = []string{OrphanFound, OrphanDeleted, OrphanFailed}
+
+// Orphan records an ENI that belongs to no node.
+func (m *Metrics) Orphan(scope, outcome string) { m.orphans.WithLabelValues(scope, outcome).Inc() }
 
 // ec2Service is the SDK's name for EC2.
 const ec2Service = "EC2"
@@ -124,6 +163,9 @@ func (m *Metrics) AWS(c awsutils.Call) {
 	isEC2 := c.Service == ec2Service
 	if isEC2 {
 		m.calls.WithLabelValues(c.Operation).Inc()
+		m.attempts.WithLabelValues(c.Operation).Add(float64(c.Attempts))
+		m.throttles.WithLabelValues(c.Operation).Add(float64(c.Throttled))
+		m.waits.WithLabelValues(c.Operation).Add(c.Waited.Seconds())
 	}
 	// IMDS says with a 404 that an instance or an ENI lacks something, which is no error.
 	if !failed || !isEC2 && c.Status == http.StatusNotFound {
@@ -137,9 +179,6 @@ func (m *Metrics) AWS(c awsutils.Call) {
 	m.apiErrors.WithLabelValues(c.Operation, code).Inc()
 	if isEC2 {
 		m.callErrors.WithLabelValues(c.Operation).Inc()
-	}
-	if isEC2 && class == awsutils.Throttled {
-		m.throttles.WithLabelValues(c.Operation).Inc()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"maps"
 	"net/http/httptest"
 	"net/netip"
 	"os"
@@ -45,16 +46,22 @@ func view() ipamd.View {
 			{Op: warmpool.OpAssign, Cause: warmpool.CauseDenied, Target: "subnet-2"},
 		},
 		Counters: ipamd.Counters{Adds: 7, AddsWaited: 3, Applies: 9, ApplyErrors: 2, ENIsLost: 1,
-			AddsRefused: map[ipamd.Code]uint64{ipamd.CodeAtLimit: 1}},
+			AddsRefused: map[ipamd.Code]uint64{ipamd.CodeAtLimit: 1}, Repairs: 4, NotReady: 5,
+			Failures: map[ipamd.Failure]uint64{{Call: "DeleteENI", Purpose: "undo", Class: "Throttled"}: 6,
+				{Call: "DeleteENI", Purpose: "remove", Class: "Denied"}: 7, {Call: "AssignIPs", Purpose: "assign", Class: "Denied"}: 8,
+				{Call: "DescribeENIs", Purpose: "observe", Class: "Timeout"}: 9}},
 	}
 }
 
 func filled() *Metrics {
 	m := New("v1.2.3", view)
-	m.Add("OK", time.Millisecond)
-	m.Del("PodDeleted", "OK", time.Millisecond)
-	m.Del("anything the client likes", "UnknownPod", time.Millisecond)
-	m.AWS(awsutils.Call{Service: "EC2", Operation: "CreateNetworkInterface", Status: 200, Duration: 20 * time.Millisecond})
+	m.Add("OK", 3*time.Millisecond, 2*time.Millisecond, time.Millisecond)
+	m.Add("AtLimit", time.Millisecond, 0, 0)
+	m.Del("PodDeleted", "OK", time.Millisecond, time.Millisecond)
+	m.Del("anything the client likes", "UnknownPod", time.Millisecond, 0)
+	m.Orphan(OrphanOfCluster, OrphanFound)
+	m.AWS(awsutils.Call{Service: "EC2", Operation: "CreateNetworkInterface", Status: 200, Duration: 20 * time.Millisecond,
+		Attempts: 3, Throttled: 2, Waited: 250 * time.Millisecond})
 	m.AWS(awsutils.Call{Service: "EC2", Operation: "CreateNetworkInterface", Status: 403, Code: "UnauthorizedOperation", Err: errors.New("no")})
 	m.AWS(awsutils.Call{Service: "EC2", Operation: "AttachNetworkInterface", Err: context.DeadlineExceeded})
 	m.AWS(awsutils.Call{Service: "ec2imds", Operation: "GetMetadata", Status: 404, Err: errors.New("not found")})
@@ -65,6 +72,7 @@ func filled() *Metrics {
 // page is a scrape: the types of the metrics, and the values of their series as they are written.
 type page struct {
 	types  map[string]string
+	helps  map[string]string
 	values map[string]string
 }
 
@@ -75,12 +83,15 @@ func scrape(t *testing.T, m *Metrics) page {
 	if w.Code != 200 {
 		t.Fatalf("status %d: %s", w.Code, w.Body)
 	}
-	p := page{map[string]string{}, map[string]string{}}
+	p := page{map[string]string{}, map[string]string{}, map[string]string{}}
 	for line := range strings.Lines(w.Body.String()) {
 		line = strings.TrimSpace(line)
 		if rest, ok := strings.CutPrefix(line, "# TYPE "); ok {
 			name, kind, _ := strings.Cut(rest, " ")
 			p.types[name] = kind
+		} else if rest, ok := strings.CutPrefix(line, "# HELP "); ok {
+			name, help, _ := strings.Cut(rest, " ")
+			p.helps[name] = help
 		} else if at := strings.LastIndex(line, " "); !strings.HasPrefix(line, "#") && at > 0 {
 			p.values[line[:at]] = line[at+1:]
 		}
@@ -112,7 +123,7 @@ func TestGoldenNames(t *testing.T) {
 	p := scrape(t, filled())
 	for name, kind := range p.types {
 		if strings.HasPrefix(name, "awscni_") {
-			lines = append(lines, name+" "+kind+" {"+p.labels(name)+"}")
+			lines = append(lines, name+" "+kind+" {"+p.labels(name)+"} "+p.helps[name])
 		}
 	}
 	slices.Sort(lines)
@@ -132,6 +143,34 @@ func TestGoldenNames(t *testing.T) {
 	}
 }
 
+// TestUpstreamsMetrics: every metric of upstream's is there, of its type and with its labels; and of a label with a
+// closed vocabulary those values that dashboards name.
+func TestUpstreamsMetrics(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("testdata/upstream.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := scrape(t, filled())
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		if len(words) == 0 || words[0] == "#" {
+			continue
+		}
+		name, kind, labels := words[0], words[1], words[2]
+		if p.types[name] != kind || "{"+p.labels(name)+"}" != labels {
+			t.Errorf("%s is %s {%s}, want %s %s", name, p.types[name], p.labels(name), kind, labels)
+		}
+		for _, value := range words[3:] {
+			if !slices.ContainsFunc(slices.Collect(maps.Keys(p.values)), func(series string) bool {
+				return strings.HasPrefix(series, name+"{") && strings.Contains(series, `="`+value+`"`)
+			}) {
+				t.Errorf("%s has no series %q", name, value)
+			}
+		}
+	}
+}
+
 func TestPrefixesHoldSixteen(t *testing.T) {
 	t.Parallel()
 	m := New("v1.2.3", func() ipamd.View {
@@ -147,40 +186,59 @@ func TestValues(t *testing.T) {
 	p := scrape(t, filled())
 	for series, want := range map[string]string{
 		`awscni_build_info{goversion="` + runtime.Version() + `",version="v1.2.3"}`: "1",
-		`awscni_eni_max`:                                                                         "2", // one of three slots is somebody else's
-		`awscni_ip_max`:                                                                          "10",
-		`awscni_eni_allocated`:                                                                   "2",
-		`awscni_total_ip_addresses`:                                                              "21",
-		`awscni_assigned_ip_addresses`:                                                           "2",
-		`awscni_total_ipv4_prefixes`:                                                             "1",
-		`awscni_assigned_ip_per_cidr{cidr="10.0.1.23/32"}`:                                       "1",
-		`awscni_assigned_ip_per_cidr{cidr="10.0.1.24/32"}`:                                       "", // free
-		`awscni_assigned_ip_per_cidr{cidr="10.0.1.32/28"}`:                                       "1",
-		`awscni_assigned_ip_per_eni{eni="eni-1"}`:                                                "1",
-		`awscni_ipamd_action_inprogress{fn="increaseDatastorePool"}`:                             "2",
-		`awscni_ipamd_action_inprogress{fn="nodeInit"}`:                                          "0",
-		`awscni_add_ip_req_count`:                                                                "7",
-		`awscni_del_ip_req_count{reason="PodDeleted"}`:                                           "1",
-		`awscni_del_ip_req_count{reason="SetupNSFailed"}`:                                        "0",
-		`awscni_del_ip_req_count{reason="other"}`:                                                "1",
-		`awscni_no_available_ip_addresses`:                                                       "3",
-		`awscni_force_removed_enis`:                                                              "1",
-		`awscni_connmark_reconcile_total{result="success"}`:                                      "7",
-		`awscni_connmark_reconcile_total{result="error"}`:                                        "2",
-		`awscni_addresses{state="free"}`:                                                         "18",
-		`awscni_enis{phase="usable"}`:                                                            "2",
-		`awscni_waiting_adds`:                                                                    "2",
-		`awscni_oldest_waiting_add_seconds`:                                                      "1.5",
-		`awscni_degraded{cause="denied",operation="assign"}`:                                     "1",
-		`awscni_add_refused_count{code="AtLimit"}`:                                               "1",
-		`awscni_ec2api_req_count{fn="CreateNetworkInterface"}`:                                   "2",
-		`awscni_ec2api_error_count{fn="CreateNetworkInterface"}`:                                 "1",
-		`awscni_aws_api_error_count{api="CreateNetworkInterface",error="UnauthorizedOperation"}`: "1",
-		`awscni_aws_api_error_count{api="GetMetadata",error="NotFound"}`:                         "", // how IMDS says no
-		`awscni_aws_api_latency_ms_sum{api="CreateNetworkInterface",error="false",status="200"}`: "20",
-		`awscni_add_duration_seconds_count{outcome="OK"}`:                                        "1",
+		`awscni_eni_max`:                                                                                        "2", // one of three slots is somebody else's
+		`awscni_ip_max`:                                                                                         "10",
+		`awscni_eni_allocated`:                                                                                  "2",
+		`awscni_total_ip_addresses`:                                                                             "21",
+		`awscni_assigned_ip_addresses`:                                                                          "2",
+		`awscni_total_ipv4_prefixes`:                                                                            "1",
+		`awscni_assigned_ip_per_cidr{cidr="10.0.1.23/32"}`:                                                      "1",
+		`awscni_assigned_ip_per_cidr{cidr="10.0.1.24/32"}`:                                                      "", // free
+		`awscni_assigned_ip_per_cidr{cidr="10.0.1.32/28"}`:                                                      "1",
+		`awscni_assigned_ip_per_eni{eni="eni-1"}`:                                                               "1",
+		`awscni_ipamd_action_inprogress{fn="increaseDatastorePool"}`:                                            "2",
+		`awscni_ipamd_action_inprogress{fn="nodeInit"}`:                                                         "0",
+		`awscni_add_ip_req_count`:                                                                               "7",
+		`awscni_del_ip_req_count{reason="PodDeleted"}`:                                                          "1",
+		`awscni_del_ip_req_count{reason="SetupNSFailed"}`:                                                       "0",
+		`awscni_del_ip_req_count{reason="other"}`:                                                               "1",
+		`awscni_no_available_ip_addresses`:                                                                      "3",
+		`awscni_force_removed_enis`:                                                                             "1",
+		`awscni_connmark_reconcile_total{result="success"}`:                                                     "7",
+		`awscni_connmark_reconcile_total{result="error"}`:                                                       "2",
+		`awscni_addresses{state="free"}`:                                                                        "18",
+		`awscni_enis{phase="usable"}`:                                                                           "2",
+		`awscni_waiting_adds`:                                                                                   "2",
+		`awscni_oldest_waiting_add_seconds`:                                                                     "1.5",
+		`awscni_degraded{cause="denied",operation="assign"}`:                                                    "1",
+		`awscni_add_refused_count{code="AtLimit"}`:                                                              "1",
+		`awscni_ec2api_req_count{fn="CreateNetworkInterface"}`:                                                  "2",
+		`awscni_ec2api_error_count{fn="CreateNetworkInterface"}`:                                                "1",
+		`awscni_aws_api_error_count{api="CreateNetworkInterface",error="UnauthorizedOperation"}`:                "1",
+		`awscni_aws_api_error_count{api="GetMetadata",error="NotFound"}`:                                        "", // how IMDS says no
+		`awscni_aws_api_latency_ms_sum{api="CreateNetworkInterface",error="false",status="200"}`:                "20",
+		`awscni_add_duration_seconds_sum{outcome="OK",phase="total"}`:                                           "0.003",
+		`awscni_add_duration_seconds_sum{outcome="OK",phase="wait"}`:                                            "0.002",
+		`awscni_add_duration_seconds_sum{outcome="OK",phase="commit"}`:                                          "0.001",
+		`awscni_add_duration_seconds_count{outcome="AtLimit",phase="total"}`:                                    "1",
+		`awscni_add_duration_seconds_count{outcome="AtLimit",phase="wait"}`:                                     "",
+		`awscni_del_duration_seconds_count{outcome="OK",phase="commit"}`:                                        "1",
+		`awscni_ec2api_attempt_count{fn="CreateNetworkInterface"}`:                                              "3",
+		`awscni_ec2api_throttle_count{fn="CreateNetworkInterface"}`:                                             "2",
+		`awscni_ec2api_wait_seconds_total{fn="CreateNetworkInterface"}`:                                         "0.25",
+		`awscni_orphan_enis{outcome="found",scope="cluster"}`:                                                   "1",
+		`awscni_orphan_enis{outcome="deleted",scope="cluster"}`:                                                 "0",
+		`awscni_aws_utils_error_count{error="Throttled",fn="AllocENIDeleteErr"}`:                                "6",
+		`awscni_aws_utils_error_count{error="Denied",fn="FreeENIDeleteErr"}`:                                    "7",
+		`awscni_ipamd_error_count{fn="increaseIPPoolAllocIPAddressesFailed"}`:                                   "8",
+		`awscni_ipamd_error_count{fn="decreaseIPPoolFreeENIFailed"}`:                                            "13",
+		`awscni_ipamd_error_count{fn="increaseIPPoolAllocENI"}`:                                                 "0",
+		`awscni_ipamd_error_count{fn="increaseIPPoolsetupENIFailed"}`:                                           "5",
+		`awscni_ipamd_error_count{fn="reconcileFailedGetENIs"}`:                                                 "9",
+		`awscni_pod_eni_error_count{fn="nodeInit"}`:                                                             "0",
+		`awscni_host_repairs_count`:                                                                             "4",
 		`awscni_ipamd_startup_duration_seconds_count{failure_reason="",success="true",with_api_server="false"}`: "1",
-		`awscni_ec2_unverified`: "1",
+		`awscni_ec2_unverified`:                                                                                 "1",
 	} {
 		if got := p.values[series]; got != want {
 			t.Errorf("%s is %q, want %q", series, got, want)

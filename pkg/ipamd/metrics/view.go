@@ -23,6 +23,7 @@ type viewCollector struct {
 	adds, noAddress, forcedENIs, forcedIPs           *prometheus.Desc
 	byState, unplaced, waiting, oldest, ready        *prometheus.Desc
 	phases, refused, addsRefused, undone, unverified *prometheus.Desc
+	podENI, utils, repairs                           *prometheus.Desc
 }
 
 func newViewCollector(view func() ipamd.View) *viewCollector {
@@ -49,7 +50,10 @@ func newViewCollector(view func() ipamd.View) *viewCollector {
 	c.noAddress = desc("awscni_no_available_ip_addresses", "Requests that found no address ready")
 	c.forcedENIs = desc("awscni_force_removed_enis", "ENIs that were gone although pods lived on them")
 	c.forcedIPs = desc("awscni_force_removed_ips", "Addresses taken from pods; always 0")
+	c.podENI = desc("awscni_pod_eni_error_count", "Errors with pods' own security groups; always 0 while there are none", "fn")
+	c.utils = desc("awscni_aws_utils_error_count", "Failures to tidy up after an ENI", "fn", "error")
 	// New ones.
+	c.repairs = desc("awscni_host_repairs_count", "Times that the host's network was put right after somebody else changed it")
 	c.byState = desc("awscni_addresses", "Addresses held for pods, by what they are doing", "state")
 	c.unplaced = desc("awscni_unplaced_addresses", "Addresses that pods hold on no ENI that is known")
 	c.waiting = desc("awscni_waiting_adds", "AddNetwork requests that wait for an address")
@@ -170,9 +174,14 @@ func (c *viewCollector) work(s sink, v ipamd.View) {
 	for fn, n := range running {
 		s.gauge(c.inProgress, float64(n), fn)
 	}
-	s.count(c.errors, v.Counters.CommitErrors, "checkpoint")
-	s.count(c.errors, v.Counters.ApplyErrors, "hostNetwork")
-	s.count(c.reconciles, v.Counters.ENIsLost, "eniReconcileDel")
+	c.failures(s, v)
+	s.count(c.podENI, 0, "nodeInit")
+	s.count(c.podENI, 0, "tryEnableSecurityGroupsForPods")
+	s.count(c.repairs, v.Counters.Repairs)
+	s.count(c.reconciles, v.Counters.ENIsFound, "eniReconcileAdd")
+	s.count(c.reconciles, v.Counters.ENIsLost+v.Counters.ENIsGone, "eniReconcileDel")
+	s.count(c.reconciles, v.Counters.AddressesFound, "eniDataStorePoolReconcileAdd")
+	s.count(c.reconciles, v.Counters.AddressesGone, "eniIPPoolReconcileDel")
 	s.count(c.reconciles, v.Counters.Resyncs, "ec2Resync")
 	s.count(c.backend, v.Counters.Applies-min(v.Counters.ApplyErrors, v.Counters.Applies), "success")
 	s.count(c.backend, v.Counters.ApplyErrors, "error")
