@@ -113,7 +113,7 @@ func (c *controller) delCommitted(d *del, err error, now time.Time) {
 	case err != nil:
 		if !d.unknown {
 			if undo := c.store.Reinstate(d.alloc); undo != nil {
-				c.log(slog.LevelError, "release stays, although it is not durable", "ip", d.alloc.Address, "error", undo)
+				c.log(slog.LevelError, "release stays, although it is not durable", "address", d.alloc.Address, "error", undo)
 			}
 		}
 		c.emit(effDel{id: d.id, err: &Refusal{CodeStorage, "the release could not be recorded: " + err.Error()}})

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"slices"
 	"time"
 
@@ -66,6 +67,7 @@ type controller struct {
 	truth
 	metadata
 	planning
+	notices
 }
 
 // planning is when the next plan is due, and what the last one said.
@@ -120,6 +122,7 @@ func newController(o Options, r *rand.Rand) *controller {
 		c.set.Queue = DefaultQueue
 	}
 	c.counters.AddsRefused, c.counters.Failures = map[Code]uint64{}, map[Failure]uint64{}
+	c.notices = notices{episodes: map[string]*episode{}}
 	c.requests = requests{adds: map[uint64]*add{}, sandboxes: map[datastore.Key]*sandbox{}, releasing: map[datastore.Key]int{}}
 	c.network = network{vpc: slices.Clone(o.VPCCIDRs)}
 	return c
@@ -185,6 +188,7 @@ func (c *controller) settle(now time.Time) {
 		c.refuseHopeless(now)
 	}
 	c.expireAdds(now)
+	c.settleNotices(now)
 	c.commitIfDue(now)
 	c.arm(now)
 }
@@ -206,6 +210,7 @@ func (c *controller) arm(now time.Time) {
 		earliest(c.store.Snapshot(now).NextCooled)
 	}
 	earliest(c.commitAt)
+	earliest(c.noticeAt())
 	if !c.stopping {
 		for _, op := range c.ops {
 			earliest(op.retryAt)
@@ -265,7 +270,7 @@ func (c *controller) leavingChanged(why string, now time.Time) {
 	}
 	c.leaving = why
 	if why != "" {
-		c.notify(false, "InstanceLeaving", "The instance is about to end ("+why+"): its ENIs and addresses stay as they are")
+		c.notify(false, NoticeLeaving, "The instance is about to end ("+why+"): its ENIs and addresses stay as they are")
 	}
 	c.log(slog.LevelInfo, "instance", "leaving", why)
 	c.planBy(0, now)
@@ -298,7 +303,9 @@ func (c *controller) stop() {
 func (c *controller) emit(e effect) { c.effects = append(c.effects, e) }
 
 func (c *controller) log(level slog.Level, msg string, args ...any) {
-	c.emit(effLog{level, msg, args})
+	var site [1]uintptr
+	runtime.Callers(2, site[:])
+	c.emit(effLog{level, msg, args, site[0]})
 }
 
 // sorted lists the ENIs by card, device and id.

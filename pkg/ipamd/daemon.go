@@ -352,10 +352,18 @@ func (d *Daemon) dispatch(ev event) {
 	d.write(lines)
 }
 
-// write writes lines to the log. It is called without the mutex: a slow log delays nobody else.
+// write writes lines to the log, each as if who says it had written it. It is called without the mutex: a slow log
+// delays nobody else.
 func (d *Daemon) write(lines []effLog) {
+	handler := d.log.Handler()
 	for _, l := range lines {
-		d.log.Log(d.ctx, l.level, l.msg, l.args...)
+		if !handler.Enabled(d.ctx, l.level) {
+			continue
+		}
+		line := slog.NewRecord(d.clock.Now(), l.level, l.msg, l.site)
+		line.Add(l.args...)
+		// As with any line: a log that cannot be written is no reason to stop.
+		_ = handler.Handle(d.ctx, line)
 	}
 }
 

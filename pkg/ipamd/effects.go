@@ -112,6 +112,7 @@ type (
 		level slog.Level
 		msg   string
 		args  []any
+		site  uintptr // program counter of who says it
 	}
 	// effNotice is something for people to see.
 	effNotice struct{ Notice }

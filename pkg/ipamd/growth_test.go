@@ -2,7 +2,10 @@ package ipamd
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
+	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -106,6 +109,63 @@ func TestBurstWithIPTargetsAsksForWhatIsMissing(t *testing.T) {
 		r.stop()
 	})
 }
+
+// TestIdleLog: what does not change is not said. A node with pods writes at most 10 lines an hour at INFO and above, and
+// every line names the file that says it.
+func TestIdleLog(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		lines := &lineCounter{}
+		r := newRig(t, warmENI(1), func(o *Options, _ *rig) { o.Log = slog.New(lines) })
+		<-r.Ready()
+		for i := range 6 {
+			r.mustAdd(i)
+		}
+		time.Sleep(10 * time.Minute)
+		before := lines.count()
+		if before == 0 {
+			t.Error("nothing was logged at all")
+		}
+		time.Sleep(24 * time.Hour)
+		if n := lines.count() - before; n > 24*10 {
+			t.Errorf("%d lines in an idle day", n)
+		}
+		r.stop()
+		if lines.sites["daemon.go"] > 0 || lines.sites["grow.go"] == 0 {
+			t.Errorf("lines by file: %v", lines.sites)
+		}
+	})
+}
+
+// lineCounter counts lines at INFO and above, by the file that says them.
+type lineCounter struct {
+	mu    sync.Mutex
+	n     int
+	sites map[string]int
+}
+
+func (l *lineCounter) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.n
+}
+
+func (l *lineCounter) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
+
+func (l *lineCounter) Handle(_ context.Context, r slog.Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.n++
+	if l.sites == nil {
+		l.sites = map[string]int{}
+	}
+	if s := r.Source(); s != nil {
+		l.sites[filepath.Base(s.File)]++
+	}
+	return nil
+}
+
+func (l *lineCounter) WithAttrs([]slog.Attr) slog.Handler { return l }
+func (l *lineCounter) WithGroup(string) slog.Handler      { return l }
 
 func TestIdleDayCallsNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -451,7 +451,7 @@ func (c *controller) vanished(e *iface, p netip.Prefix, now time.Time) {
 		c.denied[p] = e.ID
 		c.quarantine(p, true, now)
 		c.log(slog.LevelError, "a pod holds an address that is not on the ENI any more", "eni", e.ID, "address", p)
-		c.notify(true, "AddressLost", fmt.Sprintf("Somebody took %s off %s while a pod holds an address of it: that pod has no network", p, e.ID))
+		c.notify(true, NoticeAddressLost, fmt.Sprintf("Somebody took %s off %s while a pod holds an address of it: that pod has no network", p, e.ID))
 		return
 	}
 	c.counters.AddressesGone++

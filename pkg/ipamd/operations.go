@@ -188,6 +188,7 @@ func (c *controller) called(ev evCalled, now time.Time) {
 		e.touched = now
 	}
 	op.err = ""
+	c.noticeCall(op, ev, now)
 	if ev.err == nil {
 		c.allowed(ev.call.method, now)
 	} else {

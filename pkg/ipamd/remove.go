@@ -210,7 +210,7 @@ func (c *controller) freeLost(eni string, now time.Time) {
 		if len(c.clashes) > 0 {
 			c.resyncSoon(now) // other ENIs of this node may have its addresses now
 		}
-		c.notify(false, "LostENIFreed", "The last pod on "+eni+", which somebody detached, has gone")
+		c.notify(false, NoticeLostENIFreed, "The last pod on "+eni+", which somebody detached, has gone")
 		c.log(slog.LevelInfo, "lost ENI has no pods any more", "eni", eni)
 	}
 }

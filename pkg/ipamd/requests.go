@@ -150,6 +150,9 @@ func (c *controller) refuseHopeless(now time.Time) {
 	case warmpool.CauseExhausted, warmpool.CauseForbidden:
 		code = CodeSubnetExhausted
 	}
+	if code == CodeAtLimit {
+		c.noticeFull(v.Reason, len(c.queue), now)
+	}
 	c.refuseAll(&Refusal{code, v.Reason})
 }
 
@@ -208,7 +211,7 @@ func (c *controller) takeBack(key datastore.Key, now time.Time) {
 	c.counters.Undone++
 	c.unsaved = true
 	c.planBy(foldWindow, now)
-	c.log(slog.LevelInfo, "address taken back: its pod's ADD went away", "ip", alloc.Address, "container", key.ContainerID)
+	c.log(slog.LevelInfo, "address taken back: its pod's ADD went away", "address", alloc.Address, "container", key.ContainerID)
 }
 
 func (c *controller) delRequested(ev evDel, now time.Time) {

@@ -23,6 +23,7 @@ const (
 // start restores what the last life knew. With a journal the node serves at once and asks EC2 a little later, or when
 // a pod waits for what only EC2 can bring; without one it asks first.
 func (c *controller) start(now time.Time) {
+	c.started = now
 	c.restoreAllocations()
 	j := c.restored.Journal
 	known := j.InstanceID == c.id.InstanceID
@@ -71,7 +72,7 @@ func (c *controller) restoreAllocations() {
 		})
 	}
 	for _, a := range c.store.Restore(allocs) {
-		c.log(slog.LevelError, "allocation conflicts with an older one", "ip", a.Address, "container", a.ContainerID)
+		c.log(slog.LevelError, "allocation conflicts with an older one", "address", a.Address, "container", a.ContainerID)
 	}
 }
 

@@ -278,7 +278,7 @@ func (c *controller) missing(e *iface, now time.Time) {
 		c.counters.ENIsLost++
 		c.unsaved = true
 		c.log(slog.LevelError, "ENI is gone, and pods hold its addresses", "eni", e.ID)
-		c.notify(true, "ENILost", fmt.Sprintf("Somebody detached %s (device %d) while pods hold addresses of it: these pods have no network",
+		c.notify(true, NoticeENILost, fmt.Sprintf("Somebody detached %s (device %d) while pods hold addresses of it: these pods have no network",
 			e.ID, e.Device))
 	}
 	c.planBy(0, now)

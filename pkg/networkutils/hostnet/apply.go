@@ -35,7 +35,7 @@ func (h *Host) Apply(ctx context.Context, cfg Config) (Report, error) {
 	}
 	h.setScope(desired, a.linkOf)
 	if a.report.Writes > 0 {
-		h.log.Info("host network changed", "writes", a.report.Writes, "notReady", len(a.report.NotReady))
+		h.log.Info("host network changed", "writes", a.report.Writes, "not_ready", len(a.report.NotReady))
 	}
 	return a.report, errors.Join(a.errs...)
 }
