@@ -102,7 +102,7 @@ func TestOverruled(t *testing.T) {
 		{"POD_MTU=9001 AWS_VPC_ENI_MTU=1500", "larger than AWS_VPC_ENI_MTU=1500"},
 		{"POD_MTU=1400 AWS_VPC_ENI_MTU=1500", ""},
 		{"ENABLE_NFTABLES=true", "has no effect"},
-		{"VPC_ID=vpc-1", "has no effect"},
+		{"VPC_ID=vpc-1", ""},
 		{"AWS_MAX_ATTEMPTS=5", ""},
 	} {
 		pairs := strings.Fields(tc.env)

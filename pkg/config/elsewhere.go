@@ -13,7 +13,7 @@ const (
 type elsewhere struct {
 	section                               section
 	name, kind, def, valid, wrong, effect string
-	// dead variables have no effect; somebody who sets one is told so.
+	// dead variables have no effect, and somebody who sets one is told so. Those that platforms set are not dead.
 	dead bool
 	// hidden ones belong to another pod: they do not appear among this process's values.
 	hidden bool
@@ -31,9 +31,9 @@ var elsewhereVariables = []variable{
 	elsewhere{section: helperSection, name: "METRIC_UPDATE_INTERVAL", kind: "integer, seconds", def: "30", wrong: "the process does not start", effect: "Time between two rounds.", hidden: true},
 	elsewhere{section: helperSection, name: "AWS_CLUSTER_ID", kind: "string", def: "(a tag of the instance)", effect: "CloudWatch's dimension `CLUSTER_ID`.", hidden: true},
 
-	elsewhere{section: deadSection, name: "AWS_REGION", kind: "string", effect: "ipamd takes the region from the instance; only cni-metrics-helper reads this.", dead: true},
+	elsewhere{section: deadSection, name: "AWS_REGION", kind: "string", effect: "ipamd takes the region from the instance; only cni-metrics-helper reads this."},
 	elsewhere{section: deadSection, name: "KUBECONFIG", kind: "path", effect: "ipamd asks the API server as its pod's service account.", dead: true},
-	elsewhere{section: deadSection, name: "VPC_ID", kind: "string", effect: "The VPC is the instance's. Manifests of the EKS add-on set it.", dead: true},
+	elsewhere{section: deadSection, name: "VPC_ID", kind: "string", effect: "The VPC is the instance's. Manifests of the EKS add-on set it."},
 	elsewhere{section: deadSection, name: "AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER", kind: "boolean", effect: "Deprecated upstream. `rp_filter` is always as the routes need it.", dead: true},
 	elsewhere{section: deadSection, name: "ENABLE_NFTABLES", kind: "boolean", effect: "Deprecated upstream. The rules are always nftables.", dead: true},
 }
