@@ -51,23 +51,28 @@ func blockOf(ip netip.Addr) netip.Prefix {
 // prefixBits is the length of the prefixes that EC2 delegates.
 const prefixBits = 28
 
-// besides picks the addresses for an ENI as beside does, out of what the node holds or has asked for.
+// besides picks the addresses for an ENI as beside does, out of what the node holds or has asked for. What a pod holds is
+// never among them, wherever the ledger has it.
 func (c *controller) besides(e *iface, n int) []netip.Addr {
 	var own []netip.Addr
+	taken := map[netip.Prefix]bool{}
 	for _, x := range c.enis {
-		if x.SubnetID != e.SubnetID {
-			continue
-		}
 		own = append(own, x.Primary)
-		own = append(own, x.Secondary...)
 		for _, p := range c.store.Pool(x.ID) {
 			if p.IsSingleIP() {
 				own = append(own, p.Addr())
+			} else {
+				taken[p] = true
 			}
 		}
 	}
 	for _, op := range c.ops {
 		own = append(own, op.want...)
+	}
+	for _, a := range c.store.Allocations() {
+		if !taken[blockOf(a.Address)] {
+			own = append(own, a.Address)
+		}
 	}
 	return beside(e.cidr, own, n)
 }

@@ -119,6 +119,16 @@ func (c *cloud) addSubnet(id, cidr string, tags map[string]string) {
 	}
 }
 
+// tiny tells whether a subnet is too small for a free /28.
+func (c *cloud) tiny() bool {
+	for _, p := range c.others {
+		if p.Bits() >= prefixBits {
+			return true
+		}
+	}
+	return false
+}
+
 func (c *cloud) rangeOf(subnet string) netip.Prefix {
 	if p, ok := c.others[subnet]; ok {
 		return p

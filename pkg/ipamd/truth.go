@@ -192,7 +192,7 @@ func (c *controller) meet(d awsutils.ENI, now time.Time) {
 		c.hold(e, now)
 		if !e.cidr.IsValid() {
 			e.notReady, e.notReadySince = "the range of subnet "+d.SubnetID+" is not known", now
-			c.log(slog.LevelError, "ENI cannot be used", "eni", e.ID, "error", e.notReady)
+			c.log(slog.LevelWarn, "ENI cannot be used yet", "eni", e.ID, "error", e.notReady)
 			c.startFind(e.notReady, now)
 			return
 		}

@@ -74,6 +74,13 @@ func randomWorld(t *testing.T, seed uint64) {
 	w := newWorld(seed, targets)
 	w.cloud.fragmented = mode > 0 && r.IntN(3) == 0
 	w.faulty = r.IntN(3) > 0
+	if r.IntN(3) == 0 { // the zone has another subnet for pods, which may get exhausted, or be the only one
+		w.opts.Settings.SubnetDiscovery = true
+		w.cloud.addSubnet("subnet-b", []string{"10.0.1.0/25", "10.0.1.0/28"}[r.IntN(2)], map[string]string{tagRole: "1"})
+		if r.IntN(4) == 0 {
+			w.cloud.tags[testSubnet] = map[string]string{tagRole: "0"}
+		}
+	}
 	w.boot()
 	for range 60 {
 		switch r.IntN(8) {

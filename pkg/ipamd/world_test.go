@@ -457,7 +457,8 @@ func (w *world) rest() {
 	w.run(20 * time.Minute)
 	calls := w.cloud.total()
 	w.run(12 * time.Hour)
-	if n := w.cloud.total(); n != calls {
+	// A subnet that can have no /28 is asked for one now and then.
+	if n := w.cloud.total(); n != calls && (n > calls+4*24 || !w.cloud.tiny()) {
 		w.problem("%d calls although nothing happens: %v", n-calls, w.cloud.log[len(w.cloud.log)-min(8, n-calls):])
 	}
 	running := map[netip.Addr]bool{}
@@ -484,7 +485,11 @@ func (w *world) rest() {
 	ledger := map[string][]netip.Prefix{}
 	for _, e := range w.ctrl.store.Snapshot(w.now).ENIs {
 		ledger[e.ID] = w.ctrl.store.Pool(e.ID)
-		if e.Phase != datastore.Usable || e.Arriving+e.Leaving+e.Quarantined > 0 {
+		serves := datastore.Usable
+		if x := w.ctrl.enis[e.ID]; x != nil && w.ctrl.excludes(x) {
+			serves = datastore.Wired
+		}
+		if e.Phase != serves || e.Arriving+e.Leaving+e.Quarantined > 0 {
 			w.problem("%s is %s at rest: %+v", e.ID, e.Phase, e.Counts)
 		}
 	}
