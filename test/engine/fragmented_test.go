@@ -53,7 +53,7 @@ func TestFragmentedSubnet(t *testing.T) {
 				if prefixes != 0 || singles < 50 || took > 10*time.Second {
 					t.Error("want no prefix, 50 single addresses, and no longer than attaching takes")
 				}
-				if shape == "InvalidParameterValue" && rewritten.hits == 0 {
+				if shape == "InvalidParameterValue" && rewritten.hits.Load() == 0 {
 					t.Error("EC2 never said so")
 				}
 				time.Sleep(time.Hour)

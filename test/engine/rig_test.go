@@ -17,7 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -219,8 +219,7 @@ var _ ipamd.Checkpointer = (*disk)(nil)
 // otherShape rewrites EC2's answer about a subnet without a free /28 into its other form.
 type otherShape struct {
 	http.RoundTripper
-	mu   sync.Mutex
-	hits int
+	hits atomic.Int32
 }
 
 func (o *otherShape) RoundTrip(q *http.Request) (*http.Response, error) {
@@ -233,9 +232,7 @@ func (o *otherShape) RoundTrip(q *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if bytes.Contains(body, []byte("InsufficientCidrBlocks")) {
-		o.mu.Lock()
-		o.hits++
-		o.mu.Unlock()
+		o.hits.Add(1)
 		body = []byte(`<Response><Errors><Error><Code>InvalidParameterValue</Code><Message>There aren't sufficient free Ipv4 addresses ` +
 			`or prefixes</Message></Error></Errors><RequestID>1</RequestID></Response>`)
 	}
