@@ -149,7 +149,9 @@ func (l *lineCounter) count() int {
 	return l.n
 }
 
-func (l *lineCounter) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
+func (l *lineCounter) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= slog.LevelInfo
+}
 
 func (l *lineCounter) Handle(_ context.Context, r slog.Record) error {
 	l.mu.Lock()
