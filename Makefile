@@ -14,7 +14,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # One package per line of work: the packages whose tests need a kernel network run in namespaces of their own.
 TEST_TIMEOUT ?= 10m
 
-.PHONY: all build demo test check fmt chaos fuzz bench generate docs clean help
+.PHONY: all build demo test check fmt chaos fuzz bench fleet waste generate docs clean help
 
 all: build
 
@@ -62,6 +62,15 @@ bench: ## what ADD, DEL, ipamd and a packet cost, beside their floors (BENCH_JSO
 	@scripts/deps.sh build net
 	@$(MAKE) --no-print-directory build
 	$(GO) run -tags $(TAGS) ./test/bench $(BENCH_FLAGS)
+
+fleet: ## 5,000 nodes with pods on virtual time, and 500 that restart at once (about 4 minutes; docs/fleet.md)
+	@$(MAKE) --no-print-directory build
+	$(BIN)/vpclab fleet --nodes 5000 --duration 3h --boot-within 5m --bucket 100:20
+	$(GO) test -count=1 -tags $(TAGS) -v -run Restarts ./lab/fleet -args -nodes 500
+
+waste: ## unused addresses, EC2 calls and waits: ours and upstream's algorithm, four traces on eight instance types
+	@$(MAKE) --no-print-directory build
+	$(BIN)/vpclab fleet compare
 
 check: ## formatting, vet, staticcheck, documentation that is printed from code
 	@scripts/deps.sh build

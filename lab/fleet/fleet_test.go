@@ -1,6 +1,7 @@
 package fleet_test
 
 import (
+	"flag"
 	"reflect"
 	"strings"
 	"testing"
@@ -31,13 +32,13 @@ func run(t *testing.T, c fleet.Config) fleet.Result {
 	return r
 }
 
-// bucket is the size that a fleet's restart has to get along with.
-var bucket = map[string]fleet.Bucket{"": {Burst: 100, PerSecond: 20}}
+// restartNodes is how many nodes restart at once; make fleet has 500 of them.
+var restartNodes = flag.Int("nodes", 100, "nodes of the restart")
 
 func TestTheSameSeedGivesTheSameResult(t *testing.T) {
 	t.Parallel()
-	c := fleet.Config{Nodes: 12, InstanceTypes: []string{"m5.large", "c5.4xlarge"}, Trace: builtIn(t, "ci"), Duration: 2 * time.Hour,
-		BootWithin: time.Second, Subnets: 3, SubnetBits: 20, Buckets: map[string]fleet.Bucket{"": {Burst: 5, PerSecond: 1}}, Seed: 7,
+	c := fleet.Config{Nodes: 6, InstanceTypes: []string{"m5.large", "c5.4xlarge"}, Trace: builtIn(t, "ci"), Duration: time.Hour,
+		BootWithin: time.Second, Subnets: 3, SubnetBits: 20, Buckets: map[string]fleet.Bucket{"": {Burst: 3, PerSecond: 0.5}}, Seed: 7,
 		Settings: map[string]string{"WARM_IP_TARGET": "2"}}
 	a, b := run(t, c), run(t, c)
 	a.RealSeconds, b.RealSeconds = 0, 0
@@ -79,16 +80,19 @@ func TestAnIdleDayCallsNothing(t *testing.T) {
 	}
 }
 
-// Five hundred nodes restart within 10 s, as they do when their DaemonSet is replaced by force.
+// A fleet restarts within 10 s, as when its DaemonSet is replaced by force, against buckets of 100 tokens with 20/s for
+// every 500 nodes.
 func TestAFleetRestartsFromItsJournals(t *testing.T) {
 	t.Parallel()
-	r := run(t, fleet.Config{Nodes: 500, Trace: builtIn(t, "web"), Duration: 6 * time.Minute, BootWithin: time.Minute, Subnets: 5, Seed: 1,
-		Buckets: bucket, Restart: &fleet.Restart{At: 4 * time.Minute, Within: 10 * time.Second}})
+	nodes := *restartNodes
+	buckets := map[string]fleet.Bucket{"": {Burst: nodes / 5, PerSecond: float64(nodes) / 25}}
+	r := run(t, fleet.Config{Nodes: nodes, Trace: builtIn(t, "web"), Duration: 5 * time.Minute, BootWithin: time.Minute, Subnets: 5, Seed: 1,
+		Buckets: buckets, Restart: &fleet.Restart{At: 3 * time.Minute, Within: 10 * time.Second}})
 	x := r.Restart
-	if x.Serving.Count != 500 || x.Serving.Max > 2 {
+	if x.Serving.Count != nodes || x.Serving.Max > 2 {
 		t.Errorf("serving: %d nodes, %s", x.Serving.Count, x.Serving)
 	}
-	if x.Verified.Count != 500 || x.Verified.Max > 60 {
+	if x.Verified.Count != nodes || x.Verified.Max > 60 {
 		t.Errorf("verified: %d nodes, %s", x.Verified.Count, x.Verified)
 	}
 	if share := x.ThrottledShare(); share >= 0.05 {
@@ -124,5 +128,21 @@ func TestMistakesAreToldTogether(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}
+	}
+}
+
+// The short version of vpclab fleet compare: the smallest and the largest node, without the longest traces.
+func TestNoMoreWasteThanUpstream(t *testing.T) {
+	t.Parallel()
+	cells, err := fleet.Compare(t.Context(), fleet.CompareOptions{Scenarios: fleet.Scenarios[1:3], Types: []string{"t3.small", "m5.24xlarge"},
+		Nodes: 1, Duration: 14 * time.Hour, Seed: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	fleet.WriteCells(&text, cells)
+	t.Logf("seed 1\n%s", text.String())
+	if err := fleet.SumUp(cells).Check(); err != nil {
+		t.Error(err)
 	}
 }

@@ -20,12 +20,12 @@ func canWait(s State, f figures, t Targets) time.Time {
 }
 
 // ahead is how many addresses more than are missing to ask for: while pods come and none waits yet, where the last
-// growth was just now, the whole target once more. What is not needed goes back with the rest.
+// growth was just now, the whole target twice over. What is not needed goes back with the rest.
 func ahead(s State, t Targets, now time.Time) int {
 	if s.Waiting > 0 || s.LastGrowth.IsZero() || now.Sub(s.LastGrowth) >= growPace {
 		return 0
 	}
-	return t.WarmIP
+	return 2 * t.WarmIP
 }
 
 // soonFree is how many cooling addresses count towards a target of so many free ones: all of them, while no pod waits

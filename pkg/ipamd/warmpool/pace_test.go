@@ -18,7 +18,7 @@ func TestGrowthIsPaced(t *testing.T) {
 		{"the first pod's place is filled at once", grew(state(0, eni(0, 20, 16, 0)), time.Hour), "+1@0", 0},
 		{"the next ones' together", grew(state(0, eni(0, 20, 16, 0)), time.Second), "", growPace - time.Second},
 		{"after a pace", grew(state(0, eni(0, 20, 17, 0)), growPace), "+2@0", 0},
-		{"at once if less than half is left, and for the pods to come", grew(state(0, eni(0, 20, 18, 0)), time.Second), "+8@0", 0},
+		{"at once if less than half is left, and for the pods to come", grew(state(0, eni(0, 20, 18, 0)), time.Second), "+13@0", 0},
 		{"at once for pods that wait", grew(state(2, eni(0, 20, 20, 0)), time.Second), "+7@0", 0},
 	} {
 		d := Plan(c.state, Targets{WarmIP: 5}, limits, t0)
