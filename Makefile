@@ -62,6 +62,7 @@ bench: ## what ADD, DEL, ipamd and a packet cost, beside their floors (BENCH_JSO
 	@scripts/deps.sh build net
 	@$(MAKE) --no-print-directory build
 	$(GO) run -tags $(TAGS) ./test/bench $(BENCH_FLAGS)
+	$(GO) test -run '^$$' -bench 'AssignRelease|AddDelCommit' -benchtime 4000x -count 3 -tags $(TAGS) ./pkg/ipamd/datastore ./pkg/ipamd
 
 fleet: ## 5,000 nodes with pods on virtual time, and 500 that restart at once (about 4 minutes; docs/fleet.md)
 	@$(MAKE) --no-print-directory build
