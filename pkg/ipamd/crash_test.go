@@ -16,9 +16,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vpccni/pkg/awsutils"
 	"vpccni/pkg/delnote"
 	"vpccni/pkg/ipamd/checkpoint"
 	"vpccni/pkg/ipamd/checkpoint/checkpointtest"
+	"vpccni/pkg/ipamd/orphans"
 	"vpccni/pkg/ipamd/warmpool"
 )
 
@@ -426,11 +428,18 @@ func (c *cloud) terminate(instance string, now time.Time) {
 	}
 }
 
-// cleanOrphans is one pass of the cluster's cleaner.
-func cleanOrphans(c *cloud, _ time.Time) {
-	for id, e := range c.enis {
-		if e.Status == "available" && e.Tags[tagCluster] == "test" && e.Tags[tagInstance] == testInstance {
-			delete(c.enis, id)
+// cleanOrphans is one pass of the cluster's cleaner, by its own decision about each detached ENI.
+func cleanOrphans(c *cloud, now time.Time) {
+	var detached []awsutils.ENI
+	for _, e := range c.enis {
+		if e.Status == "available" {
+			detached = append(detached, clone(e))
+		}
+	}
+	criteria := orphans.Criteria{Cluster: "test", MinAge: orphans.DefaultMinAge}
+	for _, v := range orphans.Decide(detached, map[string]string{testInstance: "terminated"}, criteria, now) {
+		if v.Delete {
+			delete(c.enis, v.ENI)
 		}
 	}
 }
