@@ -64,9 +64,9 @@ bench: ## what ADD, DEL, ipamd and a packet cost, beside their floors (BENCH_JSO
 	$(GO) run -tags $(TAGS) ./test/bench $(BENCH_FLAGS)
 	$(GO) test -run '^$$' -bench 'AssignRelease|AddDelCommit' -benchtime 4000x -count 3 -tags $(TAGS) ./pkg/ipamd/datastore ./pkg/ipamd
 
-fleet: ## 5,000 nodes with pods on virtual time, and 500 that restart at once (about 4 minutes; docs/fleet.md)
+fleet: ## 5,000 nodes with pods on virtual time, and 500 that restart at once (some minutes; docs/fleet.md)
 	@$(MAKE) --no-print-directory build
-	$(BIN)/vpclab fleet --nodes 5000 --duration 3h --boot-within 5m --bucket 100:20
+	$(BIN)/vpclab fleet --nodes 5000 --duration 40m --boot-within 5m --bucket 100:20
 	$(GO) test -count=1 -tags $(TAGS) -v -run Restarts ./lab/fleet -args -nodes 500
 
 waste: ## unused addresses, EC2 calls and waits: ours and upstream's algorithm, four traces on eight instance types

@@ -27,6 +27,7 @@ const (
 	processTime = 500 * time.Millisecond // from the start of the process to that of the daemon, IMDS included
 	imdsTime    = 5 * time.Millisecond   // a walk
 	readyPoll   = 10 * time.Millisecond
+	slowPoll    = time.Second // where it takes long
 	verifyPoll  = 500 * time.Millisecond
 )
 
@@ -120,14 +121,14 @@ func (n *ipamdNode) begin(ready func()) {
 	if err := daemon.Start(life.ctx); err != nil {
 		panic(err)
 	}
-	for {
+	for poll := readyPoll; ; poll = min(poll*21/20, slowPoll) {
 		select {
 		case <-daemon.Ready():
 			ready()
 			return
 		default:
 		}
-		if n.f.world.Sleep(life.ctx, readyPoll) != nil {
+		if n.f.world.Sleep(life.ctx, poll) != nil {
 			return
 		}
 	}
