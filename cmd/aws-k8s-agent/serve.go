@@ -69,7 +69,8 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	}
 	defer host.Close()
 	// Without a route of ours its pods still have those that the predecessor made, until that is swept.
-	if _, err := predecessor.Adopt(ctx, predecessor.Options{Log: log}); err != nil {
+	adopted, err := predecessor.Adopt(ctx, predecessor.Options{Log: log})
+	if err != nil {
 		log.Error("pods of a predecessor not adopted", "error", err)
 	}
 
@@ -88,6 +89,12 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	if err != nil {
 		return err
 	}
+	// Another CNI that ran here may have changed ENIs and addresses that the journal has.
+	there, err := predecessor.Present(ctx, predecessor.Options{Log: log})
+	if err != nil {
+		log.Error("state of a predecessor not looked for", "error", err)
+	}
+	restored.Journal.Stale = restored.Journal.Stale || there || adopted.Any()
 	sweeper := conntrack.NewSweeper(conntrack.SweeperOptions{Forget: conntrack.Forget, Cooldown: cfg.IPCooldown, Clock: clock, Log: log})
 	for _, c := range restored.Journal.Cooling {
 		sweeper.Cooling(c.Address, c.Until)

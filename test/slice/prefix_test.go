@@ -153,9 +153,9 @@ func TestModeSwitch(t *testing.T) {
 	}
 	eventually(t, time.Minute, "of the single addresses two are left", func() bool { return singles() == 2 })
 	restart("false")
-	// More than what is left of the prefixes.
-	add(30, 46)
-	eventually(t, time.Minute, "prefixes are those with pods", func() bool { return prefixesOf(l, n) == 2 && singles() > 4 })
+	// The journal serves what is left of three prefixes at once; for more, EC2 is asked.
+	add(30, 64)
+	eventually(t, time.Minute, "there are single addresses again", func() bool { return prefixesOf(l, n) == 3 && singles() > 4 })
 	checkBlocks(t, l, n)
 	checkReachable(t, l)
 	checkDrops(t, l)

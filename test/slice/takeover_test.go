@@ -30,7 +30,7 @@ func TestTakeOverChaos(t *testing.T) {
 	l := lab(t, cluster.Spec{
 		Nodes:       []cluster.NodeSpec{{Name: "n1", Type: "t3.medium"}, {Name: "n2", Type: "t3.medium"}},
 		AttachDelay: 100 * time.Millisecond, DetachDelay: 100 * time.Millisecond,
-		Env: map[string]string{"WARM_IP_TARGET": "3", "MINIMUM_IP_TARGET": "12", "POOL_SHRINK_DELAY": "600", "IP_COOLDOWN_PERIOD": "1"},
+		Env: map[string]string{"WARM_IP_TARGET": "3", "MINIMUM_IP_TARGET": "14", "POOL_SHRINK_DELAY": "600", "IP_COOLDOWN_PERIOD": "1"},
 	})
 	n := l.Nodes()[0]
 	o := &otherCNI{t: t, l: l, n: n}
@@ -149,18 +149,34 @@ func (o *otherCNI) start(v upstream.Version) {
 	o.sh(v.HostScript(node) + v.ENIScript(node.ENIs...))
 }
 
-// checkPod has the other one start a pod on a secondary ENI, and end it: with an address that is free there, or that
+// checkPod has the other one start a pod, on a secondary ENI if one has a free address, and end it: with an address that is free there, or that
 // came from another ENI.
 func (o *otherCNI) checkPod(v upstream.Version, peer cluster.Pod, moved bool) {
 	o.t.Helper()
+	// The secondary ones first.
 	enis := attachedENIs(o.l, o.n)
-	last := enis[len(enis)-1]
-	addr := o.free(last)
-	if moved {
-		addr = o.free(enis[1])
-		o.move(addr, enis[1].ID, last.ID)
+	slices.Reverse(enis)
+	var from, on ec2.ENI
+	for _, e := range enis {
+		if len(e.Secondary) < 5 && e.Attachment.Device > 0 {
+			on = e
+		}
 	}
-	pod := upstream.Pod{IP: addr, Veth: "eni0123456789a", Table: names.RouteTable(0, last.Attachment.Device)}
+	for _, e := range enis {
+		if _, ok := o.free(e); ok && from.ID == "" && (!moved || e.ID != on.ID) {
+			from = e
+		}
+	}
+	addr, ok := o.free(from)
+	if !ok || on.ID == "" {
+		o.t.Fatalf("no address is free, or no ENI has room: %+v", enis)
+	}
+	if moved {
+		o.move(addr, from.ID, on.ID)
+	} else {
+		on = from
+	}
+	pod := upstream.Pod{IP: addr, Veth: "eni0123456789a", Table: names.RouteTable(0, on.Attachment.Device)}
 	const path = "/run/netns/other"
 	netns, err := o.n.OS().NewNetNS(path)
 	if err != nil {
@@ -198,20 +214,18 @@ ip -n other neigh add 169.254.1.1 lladdr $(cat /sys/class/net/%[2]s/address) dev
 		o.t.Error(err)
 	}
 	if moved {
-		o.move(addr, last.ID, enis[1].ID)
+		o.move(addr, on.ID, from.ID)
 	}
 }
 
 // free finds an address of an ENI that no pod has.
-func (o *otherCNI) free(e ec2.ENI) netip.Addr {
-	o.t.Helper()
+func (o *otherCNI) free(e ec2.ENI) (netip.Addr, bool) {
 	for _, a := range e.Secondary {
 		if !slices.ContainsFunc(o.l.Pods("n1"), func(p cluster.Pod) bool { return p.Address == a }) {
-			return a
+			return a, true
 		}
 	}
-	o.t.Fatalf("no address of %s is free", e.ID)
-	return netip.Addr{}
+	return netip.Addr{}, false
 }
 
 // move takes an address from one ENI to another.
