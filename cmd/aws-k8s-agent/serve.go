@@ -59,7 +59,11 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	if err != nil {
 		return err
 	}
-	limits, err := bootstrap.LimitsOf(ctx, id.InstanceType, ec2, log)
+	var types bootstrap.TypeLimits // nil: EC2 is never called
+	if !cfg.IMDSOnly {
+		types = ec2
+	}
+	limits, err := bootstrap.LimitsOf(ctx, id.InstanceType, types, log)
 	if err != nil {
 		return err
 	}
@@ -102,7 +106,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	daemon, err = ipamd.New(ipamd.Options{
 		Settings: bootstrap.Settings(cfg, limits, log), Identity: id, Limits: limits, Groups: instance.Groups,
 		VPCCIDRs: instance.VPCCIDRs, Subnets: instance.Subnets, Restored: restored,
-		EC2: ec2, Network: host, Checkpointer: store, Clock: clock, Log: log,
+		EC2: ec2, Metadata: imds, Network: host, Checkpointer: store, Clock: clock, Log: log,
 		Notify: agent.Notify, Released: sweeper.Released,
 	})
 	if err != nil {
@@ -189,6 +193,16 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		})
 		return nil
 	})
+	group.Go(func() error {
+		bootstrap.Refresh(ctx, clock, "notices to the instance", log, func(ctx context.Context) error {
+			why, err := imds.Leaving(ctx)
+			if err == nil {
+				daemon.SetLeaving(why)
+			}
+			return err
+		})
+		return nil
+	})
 	if !cfg.DisableMetrics {
 		endpoint := httpserve.Server{Name: "metrics", Address: metrics.Address, Handler: meter.Handler(), Log: log}
 		group.Go(func() error { endpoint.Run(ctx); return nil })
@@ -242,7 +256,7 @@ func newAgent(cfg config.Config, instance string, clock clockwork.Clock, log *sl
 // cleaningOff is the setting by which this node leaves other nodes' orphans alone; empty if none does.
 func cleaningOff(cfg config.Config) string {
 	switch {
-	case cfg.DisableLeakedENICleanup:
+	case cfg.DisableLeakedENICleanup, cfg.DisableProvisioning, cfg.IMDSOnly:
 		return "DISABLE_LEAKED_ENI_CLEANUP is true"
 	case cfg.ClusterName == "":
 		return "CLUSTER_NAME is not set: ENIs of this cluster cannot be told from others"

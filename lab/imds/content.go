@@ -2,6 +2,7 @@ package imds
 
 import (
 	"encoding/json"
+	"maps"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -42,6 +43,9 @@ func (s *Server) tree(instanceID string) (tree, bool) {
 	b.top()
 	b.iam()
 	b.identity()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.Copy(b.tree, s.notices[instanceID])
 	return b.tree, true
 }
 

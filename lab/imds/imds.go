@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"crypto/rand"
 	"io"
+	"maps"
 	"net/http"
 	"path"
 	"strings"
@@ -51,6 +52,8 @@ type Server struct {
 	faults  faults          // guarded by mu
 	history history         // guarded by mu
 	log     requestLog      // guarded by mu
+	// notices are what instances were told: values by path behind /latest/; guarded by mu
+	notices map[string]tree
 }
 
 // New makes a server.
@@ -62,7 +65,7 @@ func New(cloud Cloud, o Options) *Server {
 	o.Role = cmp.Or(o.Role, "vpclab-node")
 	s := &Server{
 		cloud: cloud, clock: o.Clock, opts: o,
-		v1: map[string]bool{}, history: history{}, log: newRequestLog(),
+		v1: map[string]bool{}, history: history{}, log: newRequestLog(), notices: map[string]tree{},
 	}
 	rand.Read(s.key[:]) // never fails
 	return s
@@ -73,6 +76,19 @@ func (s *Server) AllowV1(instanceID string, allowed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.v1[instanceID] = allowed
+}
+
+// Announce tells an instance something, at a path behind /latest/meta-data/, as AWS does with spot/instance-action,
+// autoscaling/target-lifecycle-state and events/recommendations/rebalance. An empty text takes it back.
+func (s *Server) Announce(instanceID, name, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := tree{}
+	maps.Copy(next, s.notices[instanceID])
+	if next[metadata+name] = text; text == "" {
+		delete(next, metadata+name)
+	}
+	s.notices[instanceID] = next
 }
 
 // Handler serves the instance that instanceOf names for a request. A request that it does not know, and one of an

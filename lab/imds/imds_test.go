@@ -299,3 +299,28 @@ func TestConcurrent(t *testing.T) {
 		t.Errorf("%d requests counted", n)
 	}
 }
+
+func TestAnnounce(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	const name = "spot/instance-action"
+	read := func(id string) (string, bool) {
+		out, err := l.sdk(id).GetMetadata(t.Context(), &imds.GetMetadataInput{Path: name})
+		if err != nil {
+			return "", false
+		}
+		text, err := io.ReadAll(out.Content)
+		return string(text), err == nil
+	}
+	l.server.Announce("i-1", name, `{"action": "terminate"}`)
+	if text, ok := read("i-1"); !ok || text != `{"action": "terminate"}` {
+		t.Errorf("%q, %v", text, ok)
+	}
+	if text, ok := read("i-2"); ok {
+		t.Errorf("another instance is told %q", text)
+	}
+	l.server.Announce("i-1", name, "")
+	if text, ok := read("i-1"); ok {
+		t.Errorf("still %q", text)
+	}
+}

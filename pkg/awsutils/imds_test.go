@@ -219,3 +219,45 @@ func TestIMDSEndpoint(t *testing.T) {
 		t.Errorf("observed %+v", calls)
 	}
 }
+
+func TestIMDSPools(t *testing.T) {
+	t.Parallel()
+	m := newMetadata()
+	for _, prefixes := range []bool{false, true} {
+		enis, err := m.client().Pools(t.Context(), prefixes)
+		if err != nil || len(enis) != 2 {
+			t.Fatal(enis, err)
+		}
+		second, first := enis[0], enis[1]
+		if first.MAC.String() != "02:00:00:00:00:01" || first.Primary.String() != "10.0.0.4" || len(first.Secondary) != 2 ||
+			first.Secondary[0].String() != "10.0.0.5" || (len(second.Prefixes) == 2) != prefixes {
+			t.Errorf("prefixes %v: %+v", prefixes, enis)
+		}
+	}
+	m.statuses[macs+"02:00:00:00:00:02/local-ipv4s"] = http.StatusForbidden
+	if enis, err := m.client().Pools(t.Context(), true); err == nil {
+		t.Errorf("an answer that lacks an ENI: %+v", enis)
+	}
+}
+
+func TestIMDSLeaving(t *testing.T) {
+	t.Parallel()
+	for want, notice := range map[string][2]string{
+		"": {"autoscaling/target-lifecycle-state", "InService"},
+		"spot interruption: terminate at 2026-01-02T03:04:05Z": {"spot/instance-action", `{"action": "terminate", "time": "2026-01-02T03:04:05Z"}`},
+		"spot interruption":                    {"spot/instance-action", "soon"},
+		"its Auto Scaling group terminates it": {"autoscaling/target-lifecycle-state", "Terminated"},
+		"EC2 recommends to rebalance":          {"events/recommendations/rebalance", `{"noticeTime": "2026-01-02T03:04:05Z"}`},
+	} {
+		m := newMetadata()
+		m.values[notice[0]] = notice[1]
+		if got, err := m.client().Leaving(t.Context()); err != nil || got != want {
+			t.Errorf("%s: %q, %v; want %q", notice[0], got, err, want)
+		}
+	}
+	m := newMetadata()
+	m.statuses["spot/instance-action"] = http.StatusForbidden
+	if got, err := m.client().Leaving(t.Context()); err == nil {
+		t.Errorf("%q although IMDS did not say", got)
+	}
+}

@@ -39,6 +39,13 @@ func (t *teller) ENIs(context.Context) ([]awsutils.ENI, error) {
 	return truth, nil
 }
 
+// count is how often it was read.
+func (t *teller) count() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.reads
+}
+
 // say changes what it says.
 func (t *teller) say(twist func(truth []awsutils.ENI, now time.Time) ([]awsutils.ENI, error)) {
 	t.mu.Lock()

@@ -246,7 +246,7 @@ func (c *controller) compareBlocks(e *iface, want []netip.Prefix, note func(doub
 	mac := e.MAC.String()
 	have := c.store.Pool(e.ID)
 	for _, p := range have {
-		if (c.prefixed || p.IsSingleIP()) && !slices.Contains(want, p) && !c.leavingBlock(e, p) {
+		if (c.prefixed || p.IsSingleIP()) && !slices.Contains(want, p) && c.denied[p] == "" && !c.leavingBlock(e, p) {
 			note(doubt{mac: mac, block: p})
 		}
 	}
@@ -254,7 +254,7 @@ func (c *controller) compareBlocks(e *iface, want []netip.Prefix, note func(doub
 		return // these may be what a call of this node has just brought
 	}
 	for _, p := range want {
-		if !slices.Contains(have, p) {
+		if !slices.Contains(have, p) || c.denied[p] != "" {
 			note(doubt{mac: mac, block: p, extra: true})
 		}
 	}
@@ -310,7 +310,7 @@ func (c *controller) weigh(now time.Time) (fresh int) {
 func (c *controller) stands(d doubt) bool {
 	e := c.byMAC(d.mac)
 	return e != nil && e.held && !e.lost && !c.removing(e) && !c.heard.Before(c.lag[d]) &&
-		(!d.block.IsValid() || slices.Contains(c.store.Pool(e.ID), d.block) && !c.leavingBlock(e, d.block))
+		(!d.block.IsValid() || slices.Contains(c.store.Pool(e.ID), d.block) && c.denied[d.block] == "" && !c.leavingBlock(e, d.block))
 }
 
 // suspect keeps what is missing in IMDS from being handed out, and nothing else.
@@ -392,7 +392,7 @@ func (c *controller) hurry(now time.Time) {
 	if c.set.NoProvisioning && c.walks && c.walking == 0 && c.walkAt.After(now.Add(walkSoon)) {
 		c.walkAt = now.Add(walkSoon)
 	}
-	if c.observing != 0 || c.observeNo > 0 || c.resyncAt.IsZero() {
+	if c.observing != 0 || c.observeNo > 0 {
 		return
 	}
 	switch {

@@ -3,7 +3,6 @@ package ipamd
 import (
 	"log/slog"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -29,7 +28,7 @@ func (c *controller) patiencePause() time.Duration {
 		switch {
 		case d.extra && s.reads < addReads:
 			return confirmAdd
-		case !d.extra && c.denied[d.block] == "":
+		case !d.extra:
 			pause = confirmGone
 		}
 	}
@@ -55,12 +54,6 @@ func (c *controller) bePatient(now time.Time) {
 			c.vanished(e, d.block, now)
 		default:
 			c.missing(e, now)
-		}
-	}
-	for _, p := range slices.SortedFunc(maps.Keys(c.denied), netip.Prefix.Compare) {
-		e := c.enis[c.denied[p]]
-		if e == nil || c.doubts[doubt{mac: e.MAC.String(), block: p}] == nil {
-			c.acquit(p, now)
 		}
 	}
 	c.weigh(now)

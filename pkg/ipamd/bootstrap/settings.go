@@ -19,6 +19,8 @@ func Settings(c config.Config, limits awsutils.Limits, log *slog.Logger) ipamd.S
 		AddWait:            max(c.AddWait, 1),
 		ManageWhenCordoned: c.ManageENIsWhenNonSchedulable,
 		IgnoreUntagged:     !c.ManageUntaggedENIs,
+		NoProvisioning:     c.DisableProvisioning,
+		IMDSOnly:           c.IMDSOnly,
 		SubnetDiscovery:    c.SubnetDiscovery,
 		ClusterName:        c.ClusterName,
 		ENITags:            c.AdditionalENITags,
@@ -57,11 +59,14 @@ type TypeLimits interface {
 }
 
 // LimitsOf returns the limits of an instance type, from EC2 if the type is younger than the table built in. Without the
-// right to ask it returns the least that any type of the same size has, which is good for what is held and some more;
-// other failures may pass, and end in an error.
+// right to ask, or with nobody to ask (nil), it returns the least that any type of the same size has, which is good for
+// what is held and some more; other failures may pass, and end in an error.
 func LimitsOf(ctx context.Context, instanceType string, ec2 TypeLimits, log *slog.Logger) (awsutils.Limits, error) {
 	if limits, ok := awsutils.LimitsOf(instanceType); ok {
 		return limits, nil
+	}
+	if ec2 == nil {
+		return awsutils.LeastLimits(instanceType), nil
 	}
 	limits, err := ec2.InstanceTypeLimits(ctx, instanceType)
 	if awsutils.Classify(err) != awsutils.Denied {
