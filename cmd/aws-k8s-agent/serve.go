@@ -256,8 +256,10 @@ func newAgent(cfg config.Config, instance string, clock clockwork.Clock, log *sl
 // cleaningOff is the setting by which this node leaves other nodes' orphans alone; empty if none does.
 func cleaningOff(cfg config.Config) string {
 	switch {
-	case cfg.DisableLeakedENICleanup, cfg.DisableProvisioning, cfg.IMDSOnly:
+	case cfg.DisableLeakedENICleanup:
 		return "DISABLE_LEAKED_ENI_CLEANUP is true"
+	case cfg.DisableProvisioning, cfg.IMDSOnly:
+		return "somebody else provisions this node"
 	case cfg.ClusterName == "":
 		return "CLUSTER_NAME is not set: ENIs of this cluster cannot be told from others"
 	}

@@ -176,6 +176,7 @@ func (c *controller) attached(op *operation, attachment string, now time.Time) {
 // hold takes a managed ENI and its addresses into the ledger.
 func (c *controller) hold(e *iface, now time.Time) {
 	primary := e.ID == c.id.PrimaryENI
+	c.yield(e.ID, single(e.Primary), now)
 	err := c.store.AddENI(datastore.ENI{ID: e.ID, Device: e.Device, Card: e.Card, Primary: primary, Address: e.Primary, Since: now})
 	if err != nil {
 		c.clash(e.ID, single(e.Primary), err, now)
@@ -202,6 +203,7 @@ func poolOf(e *awsutils.ENI) []netip.Prefix {
 func single(ip netip.Addr) netip.Prefix { return netip.PrefixFrom(ip, ip.BitLen()) }
 
 func (c *controller) addBlock(eni string, p netip.Prefix, now time.Time) {
+	c.yield(eni, p, now)
 	if _, err := c.store.AddBlock(eni, p, now); err != nil {
 		c.clash(eni, p, err, now)
 		return

@@ -246,7 +246,7 @@ func (c *controller) compareBlocks(e *iface, want []netip.Prefix, note func(doub
 	mac := e.MAC.String()
 	have := c.store.Pool(e.ID)
 	for _, p := range have {
-		if (c.prefixed || p.IsSingleIP()) && !slices.Contains(want, p) && c.denied[p] == "" && !c.leavingBlock(e, p) {
+		if (c.prefixed || p.IsSingleIP()) && !slices.Contains(want, p) && c.denied[p] != e.ID && !c.leavingBlock(e, p) {
 			note(doubt{mac: mac, block: p})
 		}
 	}
@@ -254,7 +254,7 @@ func (c *controller) compareBlocks(e *iface, want []netip.Prefix, note func(doub
 		return // these may be what a call of this node has just brought
 	}
 	for _, p := range want {
-		if !slices.Contains(have, p) || c.denied[p] != "" {
+		if !slices.Contains(have, p) || c.denied[p] == e.ID {
 			note(doubt{mac: mac, block: p, extra: true})
 		}
 	}
@@ -310,7 +310,7 @@ func (c *controller) weigh(now time.Time) (fresh int) {
 func (c *controller) stands(d doubt) bool {
 	e := c.byMAC(d.mac)
 	return e != nil && e.held && !e.lost && !c.removing(e) && !c.heard.Before(c.lag[d]) &&
-		(!d.block.IsValid() || slices.Contains(c.store.Pool(e.ID), d.block) && c.denied[d.block] == "" && !c.leavingBlock(e, d.block))
+		(!d.block.IsValid() || slices.Contains(c.store.Pool(e.ID), d.block) && c.denied[d.block] != e.ID && !c.leavingBlock(e, d.block))
 }
 
 // suspect keeps what is missing in IMDS from being handed out, and nothing else.
@@ -327,7 +327,7 @@ func (c *controller) suspect(now time.Time) {
 			blocks = c.store.Pool(e.ID)
 		}
 		for _, p := range blocks {
-			if c.denied[p] == "" && !c.leavingBlock(e, p) && (d.block.IsValid() || !c.heard.Before(c.lag[doubt{mac: d.mac, block: p}])) {
+			if c.denied[p] != e.ID && !c.leavingBlock(e, p) && (d.block.IsValid() || !c.heard.Before(c.lag[doubt{mac: d.mac, block: p}])) {
 				wanted[p] = e.ID
 			}
 		}
@@ -441,7 +441,7 @@ func (c *controller) explain(enis []awsutils.ENI, issued, now time.Time) {
 // vanished takes a block away that is not on its ENI any more. What a pod holds stays with the pod; nobody gets it
 // after that.
 func (c *controller) vanished(e *iface, p netip.Prefix, now time.Time) {
-	if e == nil || c.denied[p] != "" || !slices.Contains(c.store.Pool(e.ID), p) {
+	if e == nil || c.denied[p] == e.ID || !slices.Contains(c.store.Pool(e.ID), p) {
 		return
 	}
 	delete(c.suspects, p)
@@ -458,6 +458,15 @@ func (c *controller) vanished(e *iface, p netip.Prefix, now time.Time) {
 	c.log(slog.LevelWarn, "address is gone from the ENI", "eni", e.ID, "address", p)
 }
 
+// yield takes away what was doubted anyway and is proved gone by EC2's having given its addresses to another block.
+func (c *controller) yield(eni string, p netip.Prefix, now time.Time) {
+	for _, q := range slices.SortedFunc(maps.Keys(c.suspects), netip.Prefix.Compare) {
+		if id := c.suspects[q]; q.Overlaps(p) && (q != p || id != eni) {
+			c.vanished(c.enis[id], q, now)
+		}
+	}
+}
+
 // clash hears that an ENI or a block cannot be taken in: its address is in the ledger already, on an ENI that it was
 // taken off behind this node's back. EC2 is asked what is where, but not again and again while a pod keeps it there.
 func (c *controller) clash(eni string, p netip.Prefix, err error, now time.Time) {
@@ -467,6 +476,11 @@ func (c *controller) clash(eni string, p netip.Prefix, err error, now time.Time)
 	c.clashes[p] = true
 	c.log(slog.LevelError, "address cannot be used", "eni", eni, "address", p, "error", err)
 	c.resyncSoon(now)
+}
+
+// pardon forgets what was denied of an ENI that is not the node's any more.
+func (c *controller) pardon(eni string) {
+	maps.DeleteFunc(c.denied, func(_ netip.Prefix, on string) bool { return on == eni })
 }
 
 // acquit ends the quarantine of a block that is on its ENI after all.

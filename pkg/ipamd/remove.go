@@ -127,6 +127,7 @@ func (c *controller) letGo(op *operation, now time.Time) {
 	if err := c.store.RemoveENI(op.eni); err != nil && c.enis[op.eni] != nil {
 		c.log(slog.LevelError, "detached ENI is held", "eni", op.eni, "error", err)
 	}
+	c.pardon(op.eni)
 	c.lastRemoval = now
 }
 
@@ -205,6 +206,7 @@ func (c *controller) freeLost(eni string, now time.Time) {
 		return
 	}
 	if c.store.RemoveENI(eni) == nil {
+		c.pardon(eni)
 		delete(c.enis, eni)
 		c.dirty, c.unsaved = true, true
 		if len(c.clashes) > 0 {

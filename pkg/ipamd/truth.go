@@ -119,20 +119,32 @@ func (c *controller) adopt(enis []awsutils.ENI, issued, now time.Time) {
 	// First what is gone: it may be on another ENI by now.
 	c.dropGone(enis, issued, now)
 	for _, d := range enis {
-		switch e := c.enis[d.ID]; {
+		e := c.enis[d.ID]
+		if e != nil && e.AttachmentID == "" && !c.removing(e) { // known from the journal only
+			c.describe(e, d, now)
+		}
+		switch {
 		case e == nil:
 			c.meet(d, now)
 		case e.busy != nil:
 			// What becomes of it is being decided.
+			if len(c.clashes) > 0 {
+				c.resyncBy(now.Add(2 * settleTime))
+			}
 		case e.tooFresh(issued, now):
 			c.resyncAt = now.Add(2 * settleTime)
 		default:
-			e.AttachmentID, e.Description, e.Tags, e.Type = d.AttachmentID, d.Description, d.Tags, d.Type
-			e.DeleteOnTermination = d.DeleteOnTermination
+			c.describe(e, d, now)
 			c.compare(e, d, now)
-			c.protect(e, now)
 		}
 	}
+}
+
+// describe takes over what EC2 says of an ENI beside what lies on it.
+func (c *controller) describe(e *iface, d awsutils.ENI, now time.Time) {
+	e.AttachmentID, e.Description, e.Tags, e.Type = d.AttachmentID, d.Description, d.Tags, d.Type
+	e.DeleteOnTermination = d.DeleteOnTermination
+	c.protect(e, now)
 }
 
 // dropGone takes what EC2 does not list any more out of the picture: ENIs, and blocks of those that stay.
@@ -269,6 +281,7 @@ func (c *controller) missing(e *iface, now time.Time) {
 	case e.lost:
 		c.freeLost(e.ID, now)
 	case c.store.RemoveENI(e.ID) == nil:
+		c.pardon(e.ID)
 		delete(c.enis, e.ID)
 		c.dirty, c.unsaved = true, true
 		c.counters.ENIsGone++

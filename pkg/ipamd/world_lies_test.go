@@ -16,14 +16,15 @@ import (
 
 // theft is a change behind the node's back: addresses that somebody took off an ENI of the node.
 type theft struct {
+	eni   string
 	block netip.Prefix
 	// told is when the controller that lives now had it from an honest IMDS; zero: it has not.
 	told time.Time
 }
 
-// stolen finds the theft of an address that is still on no ENI of the node.
+// stolen finds the theft of an address that has not come back to its ENI.
 func (w *world) stolen(ip netip.Addr) *theft {
-	for i := range w.thefts {
+	for i := len(w.thefts) - 1; i >= 0; i-- { // the last one counts
 		if w.thefts[i].block.Contains(ip) {
 			return &w.thefts[i]
 		}
@@ -49,7 +50,7 @@ func (w *world) metadata(c call) (r result) {
 			continue
 		}
 		// Of what this node got a moment ago IMDS need not know yet.
-		if t.told.IsZero() && w.eniOf(t.block.Addr()) == nil && w.now.Sub(w.gotAt[t.block]) > settleTime+time.Second {
+		if t.told.IsZero() && !w.isOn(t.block.Addr(), t.eni) && w.now.Sub(w.gotAt[t.block]) > settleTime+time.Second {
 			t.told = w.now
 		}
 	}
@@ -77,7 +78,7 @@ func (w *world) meddle() {
 	case k == 1 && e.ID != testPrimary: // takes the ENI
 		w.note("somebody takes %s", e.ID)
 		for _, p := range pool {
-			w.steal(p)
+			w.steal(e.ID, p)
 		}
 		for _, ip := range append(slices.Clone(e.Secondary), e.Primary) {
 			delete(w.cloud.used, ip)
@@ -92,7 +93,7 @@ func (w *world) meddle() {
 		e.Secondary = slices.DeleteFunc(e.Secondary, func(ip netip.Addr) bool { return single(ip) == p })
 		e.Prefixes = slices.DeleteFunc(e.Prefixes, func(x netip.Prefix) bool { return x == p })
 		w.cloud.mark(p, false)
-		w.steal(p)
+		w.steal(e.ID, p)
 	}
 }
 
@@ -101,8 +102,8 @@ func (w *world) note(format string, args ...any) {
 }
 
 // steal notes what is taken, and from whom.
-func (w *world) steal(p netip.Prefix) {
-	w.thefts = append(w.thefts, theft{block: p})
+func (w *world) steal(eni string, p netip.Prefix) {
+	w.thefts = append(w.thefts, theft{eni: eni, block: p})
 	delete(w.had, p)
 	for _, pod := range w.pods {
 		if pod.addr.IsValid() && p.Contains(pod.addr) {
@@ -128,11 +129,16 @@ func (w *world) got() {
 	w.forgive()
 }
 
-// forgive drops the thefts whose addresses have come back to the node in a regular way.
+func (w *world) isOn(ip netip.Addr, eni string) bool {
+	e := w.eniOf(ip)
+	return e != nil && e.ID == eni
+}
+
+// forgive drops the thefts whose addresses have come back to their ENIs in a regular way.
 func (w *world) forgive() {
 	w.thefts = slices.DeleteFunc(w.thefts, func(t theft) bool {
 		for ip := t.block.Addr(); t.block.Contains(ip); ip = ip.Next() {
-			if w.eniOf(ip) == nil {
+			if !w.isOn(ip, t.eni) {
 				return false
 			}
 		}

@@ -264,7 +264,7 @@ func (w *world) deleted(e effDel) {
 // checkPod: a pod's address is nobody else's, on this node in EC2, and wired.
 func (w *world) checkPod(p *simPod, reply AddReply) {
 	w.forgive()
-	if t := w.stolen(p.addr); t != nil && w.eniOf(p.addr) == nil {
+	if e, t := w.eniOf(p.addr), w.stolen(p.addr); t != nil && (e == nil || e.Device != reply.Device) {
 		p.robbed = true
 		// A reply may be on its way to the disk.
 		if !t.told.IsZero() && w.now.Sub(t.told) > 100*time.Millisecond {
@@ -319,7 +319,7 @@ func (w *world) call(c call) (r result) {
 			continue
 		}
 		e := w.eniOf(p.addr)
-		if slices.Contains(c.addrs, p.addr) || anyContains(c.prefixes, p.addr) || e != nil &&
+		if c.method != callAssignAddresses && slices.Contains(c.addrs, p.addr) || anyContains(c.prefixes, p.addr) || e != nil &&
 			(c.method == callDetach && e.AttachmentID == c.attachment || c.method == callDelete && e.ID == c.eni) {
 			w.problem("%s takes %s from pod %d", c.method, p.addr, n)
 		}
