@@ -192,7 +192,7 @@ func (c *controller) plausible(enis []awsutils.ENI) error {
 
 func (c *controller) walkPause() time.Duration {
 	pause := walkEvery
-	if c.set.NoProvisioning && len(c.queue) > 0 {
+	if (c.set.NoProvisioning || c.blind && len(c.suspects) > 0) && len(c.queue) > 0 {
 		pause = walkSoon
 	}
 	if c.set.IMDSOnly {
@@ -296,7 +296,7 @@ func (c *controller) weigh(now time.Time) (fresh int) {
 		}
 	}
 	for d, s := range c.doubts {
-		if next[d] == nil && !d.extra && !c.set.IMDSOnly && s.open() && c.stands(d) {
+		if next[d] == nil && !d.extra && !c.set.IMDSOnly && s.open() && c.stands(d) && (s.firm || !c.blind) {
 			next[d] = s
 			fresh++
 		}
@@ -389,7 +389,7 @@ func (c *controller) hurry(now time.Time) {
 	if len(c.queue) == 0 || !c.isReady {
 		return
 	}
-	if c.set.NoProvisioning && c.walks && c.walking == 0 && c.walkAt.After(now.Add(walkSoon)) {
+	if (c.set.NoProvisioning || c.blind && len(c.suspects) > 0) && c.walks && c.walking == 0 && c.walkAt.After(now.Add(walkSoon)) {
 		c.walkAt = now.Add(walkSoon)
 	}
 	if c.observing != 0 || c.observeNo > 0 {

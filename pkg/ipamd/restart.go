@@ -111,7 +111,11 @@ func (c *controller) adoptJournal(now time.Time) {
 			c.doubts[doubt{mac: mac.String(), block: p}] = &sighting{since: now, last: now, firm: true}
 		}
 	}
-	clear(c.lag) // all of this is old
+	// What lies on the ENIs is old. An ENI may have been attached a moment ago; that one is gone the kernel knows first.
+	clear(c.lag)
+	for _, e := range c.enis {
+		c.lagging(e, netip.Prefix{}, now.Add(settleTime))
+	}
 	c.suspect(now)
 	c.applyAt = time.Time{}
 	c.log(slog.LevelInfo, "serving from the journal", "enis", len(c.enis), "doubted", len(c.suspects))

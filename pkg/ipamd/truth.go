@@ -29,7 +29,8 @@ type truth struct {
 	observing uint64    // the operation that asks; 0: none
 	scanAt    time.Time // when to look for own ENIs that are attached nowhere
 	scanning  uint64
-	observeNo int // failures of asking in a row
+	observeNo int  // failures of asking in a row
+	blind     bool // the last time was denied: then a later answer of IMDS ends the doubts that an earlier one raised
 	// gone are the ENIs that left not long ago; EC2 may still list them.
 	gone      map[string]time.Time
 	inherited []checkpoint.Intent
@@ -85,7 +86,8 @@ func (c *controller) observeStep(op *operation, ev evCalled, now time.Time) {
 	if ev.err != nil {
 		c.observeNo++
 		wait := c.backoff(c.observeNo, retryFirst, retryLong)
-		if awsutils.Classify(ev.err) == awsutils.Denied {
+		c.blind = awsutils.Classify(ev.err) == awsutils.Denied
+		if c.blind {
 			wait = retryDenied
 		}
 		c.resyncAt = now.Add(wait)
@@ -94,6 +96,7 @@ func (c *controller) observeStep(op *operation, ev evCalled, now time.Time) {
 		}
 		return
 	}
+	c.blind = false
 	c.observeNo, c.resyncAt, c.journalAt, c.graceAt = 0, time.Time{}, time.Time{}, time.Time{}
 	c.counters.Resyncs++
 	first := !c.synced()

@@ -49,8 +49,9 @@ func (w *world) metadata(c call) (r result) {
 		if !t.block.IsSingleIP() && c.method == callPools && !c.prefixed {
 			continue
 		}
-		// Of what this node got a moment ago IMDS need not know yet.
-		if t.told.IsZero() && !w.isOn(t.block.Addr(), t.eni) && w.now.Sub(w.gotAt[t.block]) > settleTime+time.Second {
+		// Of what this node got a moment ago IMDS need not know yet, nor of an ENI a moment after the start.
+		if t.told.IsZero() && !w.isOn(t.block.Addr(), t.eni) && w.now.Sub(w.gotAt[t.block]) > settleTime+time.Second &&
+			(w.cloud.enis[t.eni] != nil || w.now.Sub(w.booted) > settleTime+time.Second) {
 			t.told = w.now
 		}
 	}
@@ -87,6 +88,7 @@ func (w *world) meddle() {
 			w.cloud.mark(p, false)
 		}
 		delete(w.cloud.enis, e.ID)
+		w.step(evHost{}) // the interface goes
 	case len(pool) > 0: // takes an address or a prefix
 		p := pool[w.r.IntN(len(pool))]
 		w.note("somebody takes %s off %s", p, e.ID)

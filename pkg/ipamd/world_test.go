@@ -49,6 +49,7 @@ type world struct {
 	// With an IMDS that lies (world_lies_test.go).
 	liar                          *liar
 	thefts                        []theft
+	booted                        time.Time
 	gotAt                         map[netip.Prefix]time.Time // when the node got a block
 	had                           map[netip.Prefix]string    // what it had then, and where
 	thefted, steps, served, walks int
@@ -104,7 +105,7 @@ func (w *world) problem(format string, args ...any) {
 // boot starts a controller from what is on disk.
 func (w *world) boot() {
 	o := w.opts
-	o.Restored = w.disk
+	o.Restored, w.booted = w.disk, w.now
 	if w.liar != nil {
 		o.Metadata = w.liar
 	}
