@@ -15,6 +15,7 @@ const apiAddress = "127.0.0.1:6443"
 // TestAPIServer: pods get addresses while nothing listens at the API server's address, while something does that never
 // answers, and after that the node's max-pods and events are there by themselves.
 func TestAPIServer(t *testing.T) {
+	t.Parallel()
 	l := lab(t, one(100*time.Millisecond, map[string]string{"CLUSTER_ENDPOINT": "http://" + apiAddress, "WARM_ENI_TARGET": "0"}))
 	n := l.Nodes()[0]
 	served := func(pod, when string) {

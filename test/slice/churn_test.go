@@ -17,6 +17,7 @@ import (
 // the pods hold, what ipamd has written down and what EC2 says are the same, and everybody reaches everybody.
 // CHAOS=1 goes on for five minutes.
 func TestChurnChaos(t *testing.T) {
+	t.Parallel()
 	length := 8 * time.Second
 	if os.Getenv("CHAOS") != "" {
 		length = 5 * time.Minute

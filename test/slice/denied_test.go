@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"sync"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -17,10 +18,12 @@ import (
 
 // TestDeniedActions: docs/iam.md says what is lost without each right; here it is. What is held is served all the same.
 func TestDeniedActions(t *testing.T) {
+	t.Parallel()
 	var table strings.Builder
 	columns := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(columns, "denied\tpods of 15\tdenials\tthe next pod is told")
-	defer func() { _ = columns.Flush(); t.Logf("what is left without each right:\n%s", &table) }()
+	var mu sync.Mutex // guards columns
+	t.Cleanup(func() { _ = columns.Flush(); t.Logf("what is left without each right:\n%s", &table) })
 	shrinking := map[string]string{"IP_COOLDOWN_PERIOD": "1", "POOL_SHRINK_DELAY": "2", "WARM_ENI_TARGET": "0", "ADD_WAIT_TIMEOUT": "20"}
 	byAddress := maps.Clone(shrinking)
 	byAddress["WARM_IP_TARGET"] = "1"
@@ -81,6 +84,7 @@ func TestDeniedActions(t *testing.T) {
 		}},
 	} {
 		t.Run(c.action, func(t *testing.T) {
+			t.Parallel()
 			env := shrinking
 			if c.env != nil {
 				env = c.env
@@ -112,6 +116,8 @@ func TestDeniedActions(t *testing.T) {
 				t.Errorf("%d denied calls in a test of seconds; 12 an hour are enough", denials)
 			}
 			_, told, _ := strings.Cut(fmt.Sprint(err), "to container: ")
+			mu.Lock()
+			defer mu.Unlock()
 			fmt.Fprintf(columns, "ec2:%s\t%d\t%d\t%s\n", c.action, c.pods, denials, told)
 		})
 	}
@@ -119,6 +125,7 @@ func TestDeniedActions(t *testing.T) {
 
 // TestNoDescribe: without the right to look, a restart serves what the journal says.
 func TestNoDescribe(t *testing.T) {
+	t.Parallel()
 	l := lab(t, one(100*time.Millisecond, nil))
 	n := l.Nodes()[0]
 	for i, err := range burst(t.Context(), l, 5) {
@@ -155,6 +162,7 @@ func TestNoDescribe(t *testing.T) {
 // TestUnknownType: an instance type that ipamd does not know is asked about; without the right to, it counts as the
 // smallest type of its size.
 func TestUnknownType(t *testing.T) {
+	t.Parallel()
 	spec := one(100*time.Millisecond, map[string]string{"WARM_ENI_TARGET": "0"})
 	spec.Nodes[0].Type = newType
 	l := lab(t, spec)
@@ -197,6 +205,7 @@ func init() { vpc.Limits[newType] = vpc.Limits["t3.medium"] }
 
 // TestNoOptionalVariables: what the manifest sets is there for features, not for pods to have addresses.
 func TestNoOptionalVariables(t *testing.T) {
+	t.Parallel()
 	const required = "ENABLE_IPv4" // the one that has to be there
 	cfg, err := config.Load(func(name string) (string, bool) { return "true", name == required })
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 // TestHundredTenPodsByPrefixes: a t3.medium, which has 15 secondary addresses, runs the 110 pods that a kubelet takes.
 // Each of them reaches a pod of another node and is reached by it, and reaches the internet.
 func TestHundredTenPodsByPrefixes(t *testing.T) {
+	t.Parallel()
 	const pods = 110
 	l := lab(t, cluster.Spec{
 		Nodes: []cluster.NodeSpec{

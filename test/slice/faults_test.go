@@ -11,6 +11,7 @@ import (
 // TestBurstWithFaults: EC2 throttles, fails and loses answers while 15 pods start. All of them get there by their first
 // ADD, every address is EC2's, and no ENI is left that nobody knows of.
 func TestBurstWithFaults(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		faults []ec2.Fault
@@ -31,6 +32,7 @@ func TestBurstWithFaults(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			l := lab(t, one(200*time.Millisecond, map[string]string{"WARM_ENI_TARGET": "0"}))
 			n := l.Nodes()[0]
 			for _, f := range c.faults {

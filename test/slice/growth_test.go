@@ -12,6 +12,7 @@ import (
 // TestBurstOnEmptyPool: ADDs that come while nothing is there wait, count as demand, and are all served by their
 // first call. One assignment for the ENI with room, three calls for each new ENI, one for the zone's subnets, nothing else.
 func TestBurstOnEmptyPool(t *testing.T) {
+	t.Parallel()
 	const attach = 8 * time.Second
 	for _, c := range []struct {
 		name string
@@ -26,6 +27,7 @@ func TestBurstOnEmptyPool(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			l := lab(t, one(attach, map[string]string{"WARM_ENI_TARGET": "0"}))
 			n := l.Nodes()[0]
 			l.Cloud().ResetRequests()
@@ -57,6 +59,7 @@ func TestBurstOnEmptyPool(t *testing.T) {
 
 // TestCallsToFullNode: with default targets, from the start to 15 pods, then idle.
 func TestCallsToFullNode(t *testing.T) {
+	t.Parallel()
 	l := lab(t, one(500*time.Millisecond, nil))
 	n := l.Nodes()[0]
 	for i := range 15 {
@@ -79,6 +82,7 @@ func TestCallsToFullNode(t *testing.T) {
 
 // TestShrinkToWarmTarget: what no pod needs goes back, and nothing comes again.
 func TestShrinkToWarmTarget(t *testing.T) {
+	t.Parallel()
 	l := lab(t, one(200*time.Millisecond, map[string]string{"IP_COOLDOWN_PERIOD": "1", "POOL_SHRINK_DELAY": "2"}))
 	n := l.Nodes()[0]
 	for i, err := range burst(t.Context(), l, 15) {

@@ -19,6 +19,7 @@ import (
 // a kubelet does: a failed sandbox is deleted and a new one made. In the end no address is held by two pods, none is
 // leaked, and all pods reach each other. CHAOS=1 tries 50 seeds.
 func TestKillDuringBurstChaos(t *testing.T) {
+	t.Parallel()
 	seeds := 5
 	if os.Getenv("CHAOS") != "" {
 		seeds = 50
@@ -26,7 +27,10 @@ func TestKillDuringBurstChaos(t *testing.T) {
 	base := rand.Uint64N(1 << 32)
 	for i := range seeds {
 		seed := base + uint64(i)
-		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { killDuringBurst(t, seed) })
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			t.Parallel()
+			killDuringBurst(t, seed)
+		})
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 // and another pod gets its address. When it goes on after its 90 s it does not touch the host. It waits that long, so it
 // runs with CHAOS=1 only; the plugin's own tests have the same with a shorter limit, at many points of an ADD.
 func TestPluginStoppedPastItsDeadlineChaos(t *testing.T) {
+	t.Parallel()
 	if os.Getenv("CHAOS") == "" {
 		t.Skip("takes as long as a plugin has: CHAOS=1 runs it; see TestStoppedPluginWritesNothing in cmd/routed-eni-cni-plugin")
 	}

@@ -20,6 +20,7 @@ import (
 // From its first answer on it holds the other five only. The addresses cool from when their pods went, and are then
 // given to those who wait for them.
 func TestPodsDeletedWithoutIPAMD(t *testing.T) {
+	t.Parallel()
 	const pods = 10
 	l := lab(t, one(100*time.Millisecond, map[string]string{"MAX_ENI": "2", "IP_COOLDOWN_PERIOD": "12"}))
 	n := l.Nodes()[0]

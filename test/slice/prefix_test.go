@@ -15,6 +15,7 @@ import (
 // TestPrefixDelegation: 40 pods at once on a t3.medium, which has 15 secondary addresses, are served without another ENI,
 // and all reach each other.
 func TestPrefixDelegation(t *testing.T) {
+	t.Parallel()
 	l := lab(t, one(500*time.Millisecond, map[string]string{"ENABLE_PREFIX_DELEGATION": "true", "WARM_PREFIX_TARGET": "1"}))
 	n := l.Nodes()[0]
 	eventually(t, 30*time.Second, "one prefix is ready", func() bool { return prefixesOf(l, n) == 1 })
@@ -40,6 +41,7 @@ func TestPrefixDelegation(t *testing.T) {
 
 // TestPrefixesToTheLimit: the second ENI brings its prefixes along, and the limit is named.
 func TestPrefixesToTheLimit(t *testing.T) {
+	t.Parallel()
 	l := lab(t, cluster.Spec{
 		Nodes:       []cluster.NodeSpec{{Name: "n1", Type: "t3.small"}},
 		AttachDelay: 500 * time.Millisecond, DetachDelay: 500 * time.Millisecond,
@@ -80,6 +82,7 @@ func prefixesOf(l *cluster.Cluster, n *cluster.Node) int {
 // their addresses and their open connections and reach the new ones, whose addresses are of the other kind; what is unused
 // of the one kind goes back.
 func TestModeSwitch(t *testing.T) {
+	t.Parallel()
 	l := lab(t, one(200*time.Millisecond, map[string]string{"WARM_ENI_TARGET": "1", "WARM_PREFIX_TARGET": "1",
 		"IP_COOLDOWN_PERIOD": "1", "POOL_SHRINK_DELAY": "2"}))
 	n := l.Nodes()[0]

@@ -8,6 +8,7 @@ import (
 // TestReboot: a power cut takes the pods, the journal and the state file; the ENIs stay attached, come up bare, and
 // serve again without a new one being made.
 func TestReboot(t *testing.T) {
+	t.Parallel()
 	l := lab(t, one(100*time.Millisecond, nil))
 	n := l.Nodes()[0]
 	for i, err := range burst(t.Context(), l, 8) {

@@ -10,6 +10,7 @@ import (
 // TestHostStateComesBack: what somebody takes away of the node's network is put back, and the pods' packets find their
 // way again.
 func TestHostStateComesBack(t *testing.T) {
+	t.Parallel()
 	l := lab(t, one(100*time.Millisecond, nil))
 	n := l.Nodes()[0]
 	for i, err := range burst(t.Context(), l, 8) {

@@ -4,6 +4,7 @@ package slice
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -39,7 +40,20 @@ var binDir = func() string {
 	return dir
 }()
 
-func TestMain(m *testing.M) { sandbox.TestMain(m) }
+// atOnce is how many tests run at the same time unless -parallel says: they wait for timers most of the time.
+const atOnce = "4"
+
+func TestMain(m *testing.M) {
+	sandbox.QuickExit()
+	sandbox.Main(func() int {
+		if !slices.ContainsFunc(os.Args, func(a string) bool { return strings.Contains(a, "test.parallel") }) {
+			if err := flag.Set("test.parallel", atOnce); err != nil {
+				panic(err)
+			}
+		}
+		return m.Run()
+	})
+}
 
 // lab starts a cluster that ends with the test.
 func lab(t *testing.T, spec cluster.Spec) *cluster.Cluster {

@@ -13,6 +13,7 @@ import (
 // TestStopWithACallUnderWay: SIGTERM while EC2 takes its time and a pod waits. ipamd ends by itself within the 2 s that it
 // gives itself (it says so when it does not), what pods hold is on disk, and the next one goes on from there.
 func TestStopWithACallUnderWay(t *testing.T) {
+	t.Parallel()
 	l := lab(t, one(200*time.Millisecond, map[string]string{"WARM_ENI_TARGET": "0"}))
 	n := l.Nodes()[0]
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -59,6 +60,7 @@ func TestStopWithACallUnderWay(t *testing.T) {
 
 // TestLogPerAdd: at most 3 lines for each ADD at INFO and above, those of the pool's growth included.
 func TestLogPerAdd(t *testing.T) {
+	t.Parallel()
 	const pods = 8
 	l := lab(t, one(200*time.Millisecond, nil))
 	n := l.Nodes()[0]

@@ -11,6 +11,7 @@ import (
 // TestSecondSubnet: the primary ENI's subnet has room for 10 addresses, another one of the zone is tagged for pods. The
 // pods that the first has no address for get one of the other's, and all reach each other and the internet.
 func TestSecondSubnet(t *testing.T) {
+	t.Parallel()
 	other := netip.MustParsePrefix("10.0.2.0/24")
 	l := lab(t, cluster.Spec{
 		Subnets: []cluster.Subnet{

@@ -27,6 +27,7 @@ import (
 // connections live on, pods that the other one starts work, also with an address that has changed its ENI, and nothing
 // of the other one is left in the end.
 func TestTakeOverChaos(t *testing.T) {
+	t.Parallel()
 	l := lab(t, cluster.Spec{
 		Nodes:       []cluster.NodeSpec{{Name: "n1", Type: "t3.medium"}, {Name: "n2", Type: "t3.medium"}},
 		AttachDelay: 100 * time.Millisecond, DetachDelay: 100 * time.Millisecond,
