@@ -3,18 +3,16 @@ package k8sapi
 import (
 	"bytes"
 	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/jonboulle/clockwork"
+	"k8s.io/client-go/rest"
 )
 
 // DefaultAccount is where the kubelet puts a pod's service account.
@@ -23,8 +21,7 @@ const DefaultAccount = "/var/run/secrets/kubernetes.io/serviceaccount"
 const defaultNamespace = "kube-system"
 
 const (
-	// rereadAfter is how long what was read of the service account is used. The kubelet replaces a token when 80 % of
-	// its life is over, 48 minutes at least for the usual hour.
+	// rereadAfter is how often the file of the authority is looked at; client-go looks at the token's as often.
 	rereadAfter = time.Minute
 	// dialTimeout bounds a connection's beginnings, so that a dead address is known before a call's time is over.
 	dialTimeout = 5 * time.Second
@@ -36,71 +33,73 @@ const (
 	idleTimeout = 90 * time.Second
 )
 
-// account is the pod's service account, as files that change now and then.
+// account is the pod's service account, as files that change now and then. client-go reads them and shows them to the
+// API.
 type account struct {
 	dir    string
+	agent  string
 	secure bool
 	clock  clockwork.Clock
 
 	mu        sync.Mutex // guards what follows
-	read      time.Time
-	token     string
+	looked    time.Time
 	authority []byte
-	transport *http.Transport
+	base      *http.Transport
+	rounds    http.RoundTripper // base, with what lets requests in
+	refused   bool              // the token is not good any more
 }
 
-// prepare gives a request what it needs to be let in, and the transport to send it by.
-func (a *account) prepare(r *http.Request) (*http.Transport, error) {
+// transport returns what requests are sent by. Files that are missing are an error only until they were there once: one
+// may be missing for the moment in which it is replaced.
+func (a *account) transport() (http.RoundTripper, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.transport == nil || a.clock.Since(a.read) >= rereadAfter {
-		if err := a.reread(); err != nil && a.transport == nil {
-			return nil, err
-		}
+	if a.rounds != nil && !a.refused && (!a.secure || a.clock.Since(a.looked) < rereadAfter) {
+		return a.rounds, nil
 	}
-	if a.secure {
-		r.Header.Set("Authorization", "Bearer "+a.token)
+	if err := a.open(); err != nil && a.rounds == nil {
+		return nil, fmt.Errorf("service account: %w", err)
 	}
-	return a.transport, nil
+	return a.rounds, nil
 }
 
-// reread takes over what the files say now; mu must be held. After an error everything is as it was: a file may be
-// missing for the moment in which it is replaced.
-func (a *account) reread() error {
-	if !a.secure {
-		// A token that goes over the wire in the clear is no secret any more.
-		if a.transport == nil {
-			a.transport = transport(nil)
+// open makes the transport, again if the authority has changed or the token was refused; mu must be held.
+func (a *account) open() error {
+	cfg := &rest.Config{UserAgent: a.agent}
+	var authority []byte
+	if a.secure { // A token that goes over the wire in the clear is no secret any more.
+		cfg.CAFile = filepath.Join(a.dir, "ca.crt")
+		cfg.BearerTokenFile = filepath.Join(a.dir, "token")
+		var err error
+		if authority, err = os.ReadFile(cfg.CAFile); err != nil {
+			return err
 		}
+	}
+	a.looked = a.clock.Now()
+	if a.rounds != nil && !a.refused && bytes.Equal(authority, a.authority) {
 		return nil
 	}
-	token, err := os.ReadFile(filepath.Join(a.dir, "token"))
+	secure, err := rest.TLSConfigFor(cfg)
 	if err != nil {
-		return fmt.Errorf("service account: %w", err)
+		return err
 	}
-	authority, err := os.ReadFile(filepath.Join(a.dir, "ca.crt"))
+	base := baseTransport(secure)
+	rounds, err := rest.HTTPWrappersForConfig(cfg, base)
 	if err != nil {
-		return fmt.Errorf("service account: %w", err)
+		return err
 	}
-	if a.transport == nil || !bytes.Equal(authority, a.authority) {
-		roots := x509.NewCertPool()
-		if !roots.AppendCertsFromPEM(authority) {
-			return errors.New("service account: ca.crt has no certificate")
-		}
-		if a.transport != nil {
-			a.transport.CloseIdleConnections()
-		}
-		a.transport, a.authority = transport(roots), authority
+	if a.base != nil {
+		a.base.CloseIdleConnections()
 	}
-	a.token, a.read = strings.TrimSpace(string(token)), a.clock.Now()
+	a.base, a.rounds, a.authority, a.refused = base, rounds, authority, false
 	return nil
 }
 
-// expire has the files read again before the next request.
+// expire has the token read again before the next request.
 func (a *account) expire() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.read = time.Time{}
+	a.refused = true
 }
 
 func (a *account) namespace() string {
@@ -111,11 +110,11 @@ func (a *account) namespace() string {
 	return string(bytes.TrimSpace(name))
 }
 
-func transport(roots *x509.CertPool) *http.Transport {
+func baseTransport(secure *tls.Config) *http.Transport {
 	return &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
-		TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		TLSClientConfig:       secure,
 		TLSHandshakeTimeout:   dialTimeout,
 		ResponseHeaderTimeout: headerTimeout,
 		ForceAttemptHTTP2:     true,

@@ -1,8 +1,9 @@
 // Package k8sapi speaks with the Kubernetes API for one node: it follows the node's own Node object, posts events, and
 // takes turns with other nodes by a Lease.
 //
-// It is plain HTTP and JSON, of which only the few fields that are used are decoded. client-go's rest package alone adds
-// 6 MB to a binary that speaks HTTP already, and 3.5 MB to its resident set; docs/design.md has the figures.
+// Who this node is, and how that is proved, is client-go's (package rest): the service account, its token's rotation,
+// TLS. The requests are plain HTTP and JSON, of which only the few fields that are used are decoded: typed clients and
+// informers would cost more memory than all addresses of a node.
 package k8sapi
 
 import (
@@ -46,7 +47,6 @@ type Options struct {
 // Client calls the Kubernetes API. It is safe for concurrent use. It needs no answer to be made.
 type Client struct {
 	base    *url.URL
-	agent   string
 	account *account
 	clock   clockwork.Clock
 }
@@ -71,8 +71,8 @@ func New(o Options) (*Client, error) {
 		o.Clock = clockwork.NewRealClock()
 	}
 	return &Client{
-		base: base, agent: o.UserAgent, clock: o.Clock,
-		account: &account{dir: cmp.Or(o.Account, DefaultAccount), secure: base.Scheme == "https", clock: o.Clock},
+		base: base, clock: o.Clock,
+		account: &account{dir: cmp.Or(o.Account, DefaultAccount), agent: o.UserAgent, secure: base.Scheme == "https", clock: o.Clock},
 	}, nil
 }
 
@@ -147,14 +147,13 @@ func (c *Client) send(ctx context.Context, r request) (io.ReadCloser, error) {
 		return nil, fail(err)
 	}
 	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", c.agent)
 	switch {
 	case r.method == http.MethodPatch:
 		req.Header.Set("Content-Type", "application/merge-patch+json")
 	case body != nil:
 		req.Header.Set("Content-Type", "application/json")
 	}
-	transport, err := c.account.prepare(req)
+	transport, err := c.account.transport()
 	if err != nil {
 		return nil, fail(err)
 	}

@@ -266,8 +266,14 @@ func TestServiceAccount(t *testing.T) {
 	if err := get(); err != nil {
 		t.Errorf("after a 401 the token is read again: %v", err)
 	}
-	server.SetToken("three")
-	write("token", "three")
+	// Another authority takes over within a minute; until then what was read holds.
+	write("ca.crt", "no certificate")
+	if err := get(); err != nil {
+		t.Errorf("while the authority is replaced: %v", err)
+	}
+	other := httptest.NewTLSServer(server.Handler())
+	t.Cleanup(other.Close)
+	write("ca.crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: other.Certificate().Raw}))+"\n")
 	clock.Advance(time.Minute)
 	if err := get(); err != nil {
 		t.Errorf("a minute later: %v", err)

@@ -57,9 +57,12 @@ var rules = []rule{
 		},
 	},
 	{
-		name:  "ipamd links neither client-go nor controller-runtime: pkg/k8sapi has the little that it needs",
-		of:    []string{"./cmd/aws-k8s-agent"},
-		never: []string{"k8s.io/", "sigs.k8s.io/controller-runtime", "github.com/aws/amazon-vpc-cni-k8s"},
+		name: "ipamd links neither client-go's typed clients and informers nor controller-runtime",
+		of:   []string{"./cmd/aws-k8s-agent"},
+		never: []string{
+			"k8s.io/client-go/kubernetes", "k8s.io/client-go/informers", "k8s.io/client-go/tools/cache",
+			"sigs.k8s.io/controller-runtime", "github.com/aws/amazon-vpc-cni-k8s",
+		},
 	},
 	{
 		name:  "awsutils and k8sapi do not know ipamd",

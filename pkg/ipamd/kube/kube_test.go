@@ -49,6 +49,12 @@ func (d *daemon) SetDegraded(feature, reason string, chosen bool) {
 	}
 }
 
+func (d *daemon) reason(feature string) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.degraded[feature]
+}
+
 func (d *daemon) View() ipamd.View {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -183,8 +189,8 @@ func TestWithout(t *testing.T) {
 			r := start(t, c.change)
 			r.eventually("degraded", r.is(0, false, slices.Sorted(maps.Keys(c.degraded))...))
 			for feature, part := range c.degraded {
-				if !strings.Contains(r.degraded[feature], part) {
-					t.Errorf("%s: %q, want something with %q", feature, r.degraded[feature], part)
+				if got := r.reason(feature); !strings.Contains(got, part) {
+					t.Errorf("%s: %q, want something with %q", feature, got, part)
 				}
 			}
 			// Both are of no consequence, and neither blocks.
@@ -291,9 +297,7 @@ func TestClean(t *testing.T) {
 			defer func() { stop(); <-ended }()
 			r.eventually("a reason", func() bool {
 				r.clock.Advance(time.Minute)
-				r.mu.Lock()
-				defer r.mu.Unlock()
-				return strings.Contains(r.degraded[ipamd.FeatureOrphans], c.want)
+				return strings.Contains(r.reason(ipamd.FeatureOrphans), c.want)
 			})
 			if name == "an EC2 that asks" && r.api.Get("leases", "kube-system", orphans.LeaseName) == nil {
 				t.Error("there is no lease")
