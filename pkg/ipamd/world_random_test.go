@@ -25,7 +25,7 @@ func TestDeathBetweenAnyTwoEffects(t *testing.T) {
 		}
 		t.Logf("%s: %d points", name, points)
 		for at := 1; at <= points; at++ {
-			for seed := range uint64(2) {
+			for seed := range uint64(*manyDeaths) {
 				w := newWorld(1+100*seed, targets)
 				w.dieAt = at
 				w.story()
@@ -38,7 +38,8 @@ func TestDeathBetweenAnyTwoEffects(t *testing.T) {
 var (
 	firstWorld = flag.Uint64("world", 0, "seed of the first random world; 0: any")
 	traced     = flag.Int("trace", 200, "how many lines of a failed world are shown")
-	manyWorlds = flag.Int("worlds", 400, "how many random worlds")
+	manyWorlds = flag.Int("worlds", 150, "how many random worlds")
+	manyDeaths = flag.Int("deaths", 1, "how many times the controller dies before each effect of a story, with other chances each time")
 )
 
 // TestRandomWorlds runs random loads with failing calls, lost answers, failing commits and deaths.
