@@ -44,7 +44,7 @@ chaos: ## the long versions of the randomised tests; seeds are printed (about 12
 	@scripts/deps.sh build net race
 	@$(MAKE) --no-print-directory build
 	CHAOS=1 $(GO) test -count=1 -timeout 30m -tags $(TAGS) -v -run Chaos ./test/slice
-	$(GO) test -race -count=1 -timeout 30m -tags $(TAGS) ./pkg/ipamd -run 'RandomWorlds|DeathBetween|CrashPoints|LyingIMDS' -args -worlds 4000 -lies 500000 -crashes
+	$(GO) test -race -count=1 -timeout 30m -tags $(TAGS) ./pkg/ipamd -run 'RandomWorlds|DeathBetween|CrashPoints|LyingIMDS' -args -worlds 4000 -deaths 2 -lies 500000 -crashes
 	$(GO) test -race -count=1 -timeout 30m -tags $(TAGS) -v -run 'AgainstModel|RandomPrefixes' ./pkg/ipamd/datastore -args -operations 1000000
 	$(GO) test -count=1 -timeout 30m -tags $(TAGS) -v -run Properties ./pkg/ipamd/warmpool -args -sequences 100000
 	$(GO) test -race -count=5 -timeout 30m -tags $(TAGS) -run 'Properties|AgainstModel|Invariants|ManyAtOnce|Transition' \

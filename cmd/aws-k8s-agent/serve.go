@@ -163,6 +163,11 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	group.Go(func() error { agent.Run(ctx, daemon); return nil })
 	cleaner := orphans.New(orphans.Options{
 		EC2: ec2, Cluster: cfg.ClusterName, VPCID: id.VPCID, Instance: id.InstanceID, Clock: clock, Log: log,
+		Counted: func(step orphans.Counts) {
+			meter.Orphans(metrics.OrphanOfCluster, metrics.OrphanFound, step.Found)
+			meter.Orphans(metrics.OrphanOfCluster, metrics.OrphanDeleted, step.Deleted)
+			meter.Orphans(metrics.OrphanOfCluster, metrics.OrphanFailed, step.Failed)
+		},
 	})
 	group.Go(func() error { agent.Clean(ctx, daemon, cleaner, cleaningOff(cfg)); return nil })
 	group.Go(func() error {

@@ -149,8 +149,10 @@ const (
 
 var orphanOutcomes = []string{OrphanFound, OrphanDeleted, OrphanFailed}
 
-// Orphan records an ENI that belongs to no node.
-func (m *Metrics) Orphan(scope, outcome string) { m.orphans.WithLabelValues(scope, outcome).Inc() }
+// Orphans records ENIs that belong to no node.
+func (m *Metrics) Orphans(scope, outcome string, n uint64) {
+	m.orphans.WithLabelValues(scope, outcome).Add(float64(n))
+}
 
 // ec2Service is the SDK's name for EC2.
 const ec2Service = "EC2"

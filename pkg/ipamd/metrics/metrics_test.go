@@ -59,7 +59,7 @@ func filled() *Metrics {
 	m.Add("AtLimit", time.Millisecond, 0, 0)
 	m.Del("PodDeleted", "OK", time.Millisecond, time.Millisecond)
 	m.Del("anything the client likes", "UnknownPod", time.Millisecond, 0)
-	m.Orphan(OrphanOfCluster, OrphanFound)
+	m.Orphans(OrphanOfCluster, OrphanFound, 1)
 	m.AWS(awsutils.Call{Service: "EC2", Operation: "CreateNetworkInterface", Status: 200, Duration: 20 * time.Millisecond,
 		Attempts: 3, Throttled: 2, Waited: 250 * time.Millisecond})
 	m.AWS(awsutils.Call{Service: "EC2", Operation: "CreateNetworkInterface", Status: 403, Code: "UnauthorizedOperation", Err: errors.New("no")})

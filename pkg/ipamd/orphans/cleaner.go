@@ -44,8 +44,10 @@ type Options struct {
 	Instance string
 	MinAge   time.Duration // DefaultMinAge if 0
 	Confirm  time.Duration // DefaultConfirm if 0
-	Clock    clockwork.Clock
-	Log      *slog.Logger
+	// Counted, if set, is told what is added to the Counts.
+	Counted func(Counts)
+	Clock   clockwork.Clock
+	Log     *slog.Logger
 }
 
 // Counts count since the start.
@@ -88,10 +90,16 @@ func (c *Cleaner) Counts() Counts {
 	return c.counts
 }
 
-func (c *Cleaner) count(f func(*Counts)) {
+func (c *Cleaner) count(step Counts) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	f(&c.counts)
+	c.counts.Passes += step.Passes
+	c.counts.Found += step.Found
+	c.counts.Deleted += step.Deleted
+	c.counts.Failed += step.Failed
+	c.mu.Unlock()
+	if c.o.Counted != nil {
+		c.o.Counted(step)
+	}
 }
 
 // Look says of each detached ENI of the cluster what would become of it. It costs one DescribeNetworkInterfaces and,
@@ -144,7 +152,7 @@ func (c *Cleaner) Clean(ctx context.Context) ([]Verdict, error) {
 			found = append(found, v)
 		}
 	}
-	c.count(func(n *Counts) { n.Passes++; n.Found += uint64(len(found)) })
+	c.count(Counts{Passes: 1, Found: uint64(len(found))})
 	if len(found) == 0 {
 		return nil, nil
 	}
@@ -192,7 +200,7 @@ func (c *Cleaner) remove(ctx context.Context, v *Verdict) error {
 	err := c.o.EC2.DeleteENI(ctx, v.ENI)
 	switch {
 	case err == nil:
-		c.count(func(n *Counts) { n.Deleted++ })
+		c.count(Counts{Deleted: 1})
 		c.o.Log.Info("orphan deleted", "eni", v.ENI, "instance", v.Instance, "age", v.Age, "reason", v.Reason)
 		return nil
 	case awsutils.Classify(err) == awsutils.InUse:
@@ -201,7 +209,7 @@ func (c *Cleaner) remove(ctx context.Context, v *Verdict) error {
 		return nil
 	}
 	*v = v.kept(err.Error())
-	c.count(func(n *Counts) { n.Failed++ })
+	c.count(Counts{Failed: 1})
 	return fmt.Errorf("orphans: %w", err)
 }
 
