@@ -2,7 +2,6 @@ package slice
 
 import (
 	"fmt"
-	"net/http"
 	"net/netip"
 	"os"
 	"slices"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/credentials"
 	sdk "github.com/aws/aws-sdk-go-v2/service/ec2"
 
 	"vpccni/lab/cluster"
@@ -232,11 +230,7 @@ func (o *otherCNI) free(e ec2.ENI) (netip.Addr, bool) {
 // move takes an address from one ENI to another.
 func (o *otherCNI) move(a netip.Addr, from, to string) {
 	o.t.Helper()
-	key := o.l.Cloud().OperatorCredentials()
-	client := sdk.New(sdk.Options{
-		Region: o.l.Cloud().Region(), HTTPClient: &http.Client{Transport: o.l.Cloud().Transport()},
-		Credentials: credentials.NewStaticCredentialsProvider(key.AccessKeyID, key.SecretAccessKey, key.SessionToken),
-	})
+	client := operator(o.l)
 	_, err := client.UnassignPrivateIpAddresses(o.t.Context(), &sdk.UnassignPrivateIpAddressesInput{
 		NetworkInterfaceId: aws.String(from), PrivateIpAddresses: []string{a.String()}})
 	if err == nil {
