@@ -18,6 +18,14 @@ import (
 
 const entered = "VPCCNI_NSTEST_ENTERED"
 
+// Keep the main goroutine on the thread-group leader: goroutines of tests enter other namespaces for good, and
+// /proc/self describes the leader's.
+func init() {
+	if os.Getenv(entered) != "" {
+		runtime.LockOSThread()
+	}
+}
+
 // Main runs the tests of m inside namespaces of their own and exits. Where the kernel refuses the namespaces the
 // whole binary fails: a test that could not run is not a test that passed.
 func Main(m *testing.M) {

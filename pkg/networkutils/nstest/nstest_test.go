@@ -1,8 +1,13 @@
 package nstest
 
 import (
+	"errors"
+	"os"
 	"strings"
+	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { Main(m) }
@@ -17,4 +22,26 @@ func TestNewIsEmpty(t *testing.T) {
 	if links := b.Run("ip", "-o", "link"); strings.Contains(links, "eth") || !strings.Contains(links, "LOOPBACK,UP") {
 		t.Errorf("want nothing but a loopback that is up:\n%s", links)
 	}
+}
+
+// Tests enter namespaces on threads of their own and never leave them; none of these is the thread-group leader, by which
+// the process is judged.
+func TestLeaderStaysOut(t *testing.T) {
+	t.Parallel()
+	ns := New(t)
+	var entering sync.WaitGroup
+	for range 500 {
+		entering.Go(func() {
+			err := ns.Do(func() error {
+				if unix.Gettid() == os.Getpid() {
+					return errors.New("entered by the thread-group leader")
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	entering.Wait()
 }
