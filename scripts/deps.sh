@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a make target needs and prints nothing when it is all there.
 #
-#   deps.sh WHAT...      WHAT: build (Go), net (iproute2, nftables, strace), race (a C compiler), awscli
+#   deps.sh WHAT...      WHAT: build (Go), net (iproute2, nftables, iptables, strace), race (a C compiler), awscli
 #   deps.sh --go-path    print the directory of a Go that is new enough, if this script has brought one
 set -euo pipefail
 
@@ -30,7 +30,7 @@ need() { # COMMAND PACKAGE...
 for what in "$@"; do
   case $what in
     build) need git git ca-certificates; [ -x "$own_go/bin/go" ] || go_is_enough go || packages+=(golang-go ca-certificates) ;;
-    net) need ip iproute2; need nft nftables; need strace strace ;;
+    net) need ip iproute2; need nft nftables; need iptables-legacy iptables; need strace strace ;;
     race) need gcc gcc libc6-dev ;;
     awscli) [ -x /usr/bin/aws ] || [ "${AWSCLI_UNAVAILABLE:-}" = 1 ] || packages+=(awscli) ;;
     *) echo "deps.sh: unknown: $what" >&2; exit 2 ;;
