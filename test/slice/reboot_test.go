@@ -1,8 +1,11 @@
 package slice
 
 import (
+	"slices"
 	"testing"
 	"time"
+
+	"vpccni/lab/ec2"
 )
 
 // TestReboot: a power cut takes the pods, the journal and the state file; the ENIs stay attached, come up bare, and
@@ -16,7 +19,10 @@ func TestReboot(t *testing.T) {
 			t.Fatalf("%s: %v", podName(i), err)
 		}
 	}
-	eventually(t, 30*time.Second, "three ENIs", func() bool { return len(attachedENIs(l, n)) == 3 })
+	eventually(t, 30*time.Second, "three ENIs that end with their instance", func() bool {
+		enis := attachedENIs(l, n)
+		return len(enis) == 3 && !slices.ContainsFunc(enis, func(e ec2.ENI) bool { return !e.Attachment.DeleteOnTermination })
+	})
 	l.Cloud().ResetRequests()
 	if err := n.Kill(); err != nil {
 		t.Fatal(err)
