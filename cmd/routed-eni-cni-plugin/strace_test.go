@@ -16,7 +16,7 @@ import (
 func TestSyscallsOfAddAndDel(t *testing.T) {
 	strace, err := exec.LookPath("strace")
 	if err != nil {
-		t.Skip("NOT TESTED: strace is not installed (scripts/deps.sh net installs it)")
+		t.Fatal("strace is not installed (scripts/deps.sh net installs it)")
 	}
 	n := newNode(t, ipamdtest.Config{})
 	self, err := os.Executable()
