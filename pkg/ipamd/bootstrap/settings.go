@@ -25,6 +25,7 @@ func Settings(c config.Config, limits awsutils.Limits, log *slog.Logger) ipamd.S
 		ClusterName:        c.ClusterName,
 		ENITags:            c.AdditionalENITags,
 		Host: hostnet.Config{
+			IPv4:                 true,
 			ExcludeSNATCIDRs:     c.ExcludeSNATCIDRs,
 			ExternalServiceCIDRs: c.ExternalServiceCIDRs,
 			ExternalSNAT:         c.ExternalSNAT,

@@ -19,8 +19,21 @@ const (
 	SNATRandomNone                    // none
 )
 
+// BranchMode says how pods with branch ENIs (security groups for pods) are wired
+// (ENABLE_POD_ENI, POD_SECURITY_GROUP_ENFORCING_MODE).
+type BranchMode int
+
+// The modes. What a pod was wired with stays: in every mode there may be pods of the others.
+const (
+	BranchOff      BranchMode = iota // no pod has a branch ENI
+	BranchStandard                   // a branch ENI's pod is reached by its node as any pod is
+	BranchStrict                     // all packets of the pod pass its branch ENI, those from and to its node too
+)
+
 // Config is everything that the host's network state depends on. Equal Configs give equal states.
 type Config struct {
+	// IPv4 and IPv6 say which addresses the node's pods have. Neither means IPv4.
+	IPv4, IPv6 bool
 	// ENIs are the managed ENIs that are to be ready for pods, the primary one included.
 	ENIs []ENI
 	// VPCCIDRs are the ranges that pods reach without source NAT; ExcludeSNATCIDRs are added to them.
@@ -34,6 +47,8 @@ type Config struct {
 	// (AWS_VPC_CNI_NODE_PORT_SUPPORT).
 	NodePort   bool
 	SNATRandom SNATRandom
+	// BranchPods is how the plugin wires pods with branch ENIs.
+	BranchPods BranchMode
 	// PrimaryMark is the one bit (AWS_VPC_K8S_CNI_CONNMARK) that sends packets by the primary ENI; ENIMask is the
 	// contiguous field for the index of a secondary ENI. They must not overlap.
 	PrimaryMark uint32
@@ -54,10 +69,16 @@ type ENI struct {
 	Device  int // device index
 	Card    int // network card index
 	Primary bool
+	// Trunk marks the ENI that branch ENIs hang on.
+	Trunk bool
 	// Address is the ENI's own primary address, SubnetCIDR its subnet; the VPC router is the subnet's base + 1.
 	Address    netip.Addr
 	SubnetCIDR netip.Prefix
-	// Pool are the addresses and prefixes that pods may get from this ENI: secondary IPs as /32, prefixes as /28.
+	// Address6 and SubnetCIDR6 are the same in IPv6, where an ENI may have none; the VPC router is fe80:ec2::1.
+	Address6    netip.Addr
+	SubnetCIDR6 netip.Prefix
+	// Pool are the addresses and prefixes that pods may get from this ENI, of both families: secondary IPs as /32 and
+	// /128, prefixes as /28 and /80.
 	Pool []netip.Prefix
 }
 
