@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"vpccni/cmd/routed-eni-cni-plugin/plugin"
+	"vpccni/pkg/cniproc"
 	"vpccni/pkg/deadline"
 	"vpccni/pkg/version"
 
@@ -20,7 +21,7 @@ func main() { run(plugin.Timeout, plugin.Grace) }
 // run carries out one verb and has timeout from the start of the process for it. The kernel ends a process that is still
 // there when grace has passed as well; an error that there is no such timer leaves the looks at the clock.
 func run(timeout, grace time.Duration) {
-	end := plugin.ProcessStart().Add(timeout)
+	end := cniproc.ProcessStart().Add(timeout)
 	_ = deadline.Kill(end.Add(grace))
 	ctx, cancel := context.WithDeadline(context.Background(), end)
 	defer cancel()

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"time"
 
+	"vpccni/pkg/cniproc"
 	"vpccni/pkg/networkutils/podnet"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -53,7 +54,7 @@ func (p *Plugin) begin(verb string, args *skel.CmdArgs) (*call, error) {
 		return nil, err
 	}
 	// Stdin and CNI_ARGS are not logged: they carry all of the pod's annotations.
-	log := newLogger(conf.LogFile, conf.LogLevel).With(
+	log := cniproc.NewLogger(conf.LogFile, conf.LogLevel).With(
 		"cmd", verb, "container", args.ContainerID, "ifname", args.IfName, "namespace", pod.namespace(), "pod", pod.name())
 	slog.SetDefault(log)
 	return &call{args: args, conf: conf, pod: pod, log: log}, nil

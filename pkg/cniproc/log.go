@@ -1,4 +1,4 @@
-package plugin
+package cniproc
 
 import (
 	"errors"
@@ -17,9 +17,9 @@ const maxLogSize = 20 << 20
 // timeFormat is ISO 8601 with milliseconds, as ipamd's log has it.
 const timeFormat = "2006-01-02T15:04:05.000Z0700"
 
-// newLogger writes JSON lines to the file. A log that cannot be written is no reason to refuse a pod, so stderr, where
+// NewLogger writes JSON lines to the file. A log that cannot be written is no reason to refuse a pod, so stderr, where
 // runtimes collect it, stands in. So it does for stdout, which belongs to CNI's result.
-func newLogger(file, level string) *slog.Logger {
+func NewLogger(file, level string) *slog.Logger {
 	var out io.Writer = os.Stderr
 	if file != "" && file != "stderr" && file != "stdout" {
 		if f, err := openLog(file); err == nil {

@@ -1,4 +1,6 @@
-package plugin
+// Package cniproc is what our CNI plugins have in common as processes that live for milliseconds: when they were started,
+// and the log that many of them write to at once.
+package cniproc
 
 import (
 	"bytes"
