@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -33,7 +34,7 @@ func (h *Host) Apply(ctx context.Context, cfg Config) (Report, error) {
 	if err := a.run(ctx); err != nil {
 		a.failAll(err)
 	}
-	h.setScope(desired, a.linkOf)
+	h.setScope(desired, a.linkOf, a.localBehind)
 	if a.report.Writes > 0 {
 		h.log.Info("host network changed", "writes", a.report.Writes, "not_ready", len(a.report.NotReady))
 	}
@@ -47,6 +48,8 @@ type apply struct {
 	linkOf  map[string]link // by ENI id
 	report  Report
 	errs    []error
+	// localBehind tells that some family's rule for the host's own addresses is behind those of branch ENIs' pods.
+	localBehind bool
 }
 
 // run returns an error only for what makes every ENI unusable.
@@ -54,16 +57,22 @@ func (a *apply) run(ctx context.Context) error {
 	if err := a.links(); err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	staleRoutes, err := a.routes(ctx)
-	if err != nil {
-		return err
-	}
-	staleRules, err := a.rules()
-	if err != nil {
-		return err
+	var staleRoutes []route
+	var staleRules []rule
+	for _, f := range families {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		stale, err := a.routes(ctx, f)
+		if err != nil {
+			return err
+		}
+		staleRoutes = append(staleRoutes, stale...)
+		rules, err := a.rules(f)
+		if err != nil {
+			return err
+		}
+		staleRules = append(staleRules, rules...)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -128,7 +137,7 @@ func (a *apply) links() error {
 		a.linkOf[want.ENI] = l
 		// Strict reverse-path filtering looks replies up without the mark and drops them; the larger of conf.all's
 		// value and this one counts. It is set before the link can bring in anything.
-		if l.rpFilter != rpFilterLoose {
+		if want.Loose && l.rpFilter != rpFilterLoose {
 			a.write("set rp_filter of "+l.name, want.ENI, a.h.rtnl.setRPFilter(l.index, rpFilterLoose))
 		}
 		if want.MTU != 0 && l.mtu != want.MTU {
@@ -150,7 +159,7 @@ func (a *apply) links() error {
 // addresses gives every secondary ENI its own primary address: without one it asks for its neighbours in the name of
 // another link, and its rp_filter is strict whatever the setting.
 func (a *apply) addresses() error {
-	list, err := dump(func() ([]netlink.Addr, error) { return a.h.handle.AddrList(nil, netlink.FAMILY_V4) })
+	list, err := dump(func() ([]netlink.Addr, error) { return a.h.handle.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -173,7 +182,7 @@ func (a *apply) addresses() error {
 		}
 		if !present {
 			err := a.h.handle.AddrAdd(linkRef(l), &netlink.Addr{
-				IPNet: ipNet(want.Prefix), Flags: unix.IFA_F_NOPREFIXROUTE,
+				IPNet: ipNet(want.Prefix), Flags: familyOf(want.Prefix.Addr()).addressFlags,
 			})
 			if errors.Is(err, unix.EEXIST) { // since the list was made
 				err = nil
@@ -185,8 +194,8 @@ func (a *apply) addresses() error {
 }
 
 // routes writes the routes that are missing and returns those to delete later.
-func (a *apply) routes(ctx context.Context) ([]route, error) {
-	have, err := listRoutes(a.h.handle)
+func (a *apply) routes(ctx context.Context, f *family) ([]route, error) {
+	have, err := listRoutes(a.h.handle, f)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +203,7 @@ func (a *apply) routes(ctx context.Context) ([]route, error) {
 	eniOf := make(map[route]string)
 	for _, r := range a.desired.Routes {
 		l, ok := a.linkOf[r.ENI]
-		if !r.Unreachable && !ok {
+		if familyOf(r.Dst.Addr()) != f || !r.Unreachable && !ok {
 			continue
 		}
 		b := r.bind(l.index)
@@ -208,26 +217,42 @@ func (a *apply) routes(ctx context.Context) ([]route, error) {
 		}
 		a.write(fmt.Sprintf("write route %s table %d", r.dst, r.table), eniOf[r], a.h.handle.RouteReplace(r.toNetlink()))
 	}
-	// The kernel makes a connected route in main for an address that somebody else gave the ENI, and again whenever the
-	// link comes up. Pods of the primary ENI, and the host, would reach the subnet by an ENI that is not theirs.
+	return append(stale, a.strays(f, have)...), nil
+}
+
+// strays are routes in main by which pods of the primary ENI, and the host, would reach others by an ENI that is not
+// theirs. The kernel makes a connected one for an address that somebody else gave a secondary ENI, and again whenever the
+// link comes up; the VPC's router advertisements make a default route for every link that accepts them.
+func (a *apply) strays(f *family, have []route) []route {
+	subnets := make(map[string]netip.Prefix)
 	for _, want := range a.desired.Addresses {
+		if familyOf(want.Prefix.Addr()) == f {
+			subnets[want.ENI] = want.Prefix.Masked()
+		}
+	}
+	routers := make(map[string]bool)
+	for _, r := range a.desired.Routes {
+		routers[r.ENI] = routers[r.ENI] || r.Gateway.IsValid() && familyOf(r.Gateway) == f
+	}
+	var list []route
+	for _, want := range a.desired.Links {
 		l, ok := a.linkOf[want.ENI]
-		if !ok {
+		if !ok || want.Primary {
 			continue
 		}
 		for _, r := range have {
-			if r.table == names.TableMain && r.link == l.index && r.protocol == unix.RTPROT_KERNEL &&
-				r.dst == want.Prefix.Masked() {
-				stale = append(stale, r)
+			if r.table == names.TableMain && r.link == l.index &&
+				(r.protocol == unix.RTPROT_KERNEL && r.dst == subnets[want.ENI] || r.protocol == unix.RTPROT_RA && routers[want.ENI]) {
+				list = append(list, r)
 			}
 		}
 	}
-	return stale, nil
+	return list
 }
 
 // rules adds the rules that are missing and returns those to delete later.
-func (a *apply) rules() ([]rule, error) {
-	have, err := listRules(a.h.handle)
+func (a *apply) rules(f *family) ([]rule, error) {
+	have, err := listRules(a.h.handle, f)
 	if err != nil {
 		return nil, err
 	}
@@ -237,33 +262,59 @@ func (a *apply) rules() ([]rule, error) {
 			eniOf[r.Table] = r.ENI
 		}
 	}
-	add, stale := diffRules(have, a.desired.Rules)
+	want := slices.DeleteFunc(slices.Clone(a.desired.Rules), func(r Rule) bool { return r.family() != f })
+	add, stale := diffRules(have, want)
 	for _, r := range add {
 		a.write("add rule "+r.String(), eniOf[r.Table], addRule(a.h.handle, r))
 	}
-	return stale, nil
+	move := diffLocal(f, have, slices.Contains(a.desired.LocalBehind, f))
+	a.localBehind = a.localBehind || move.behind
+	for _, r := range move.add {
+		err := addRule(a.h.handle, r)
+		a.write("add rule "+r.String(), "", err)
+		if err != nil {
+			return stale, nil
+		}
+	}
+	return append(stale, move.del...), nil
 }
 
-// filter brings the nftables table into order.
+// filter brings the nftables tables into order.
 func (a *apply) filter(ctx context.Context) error {
 	conn, err := nfttable.Open(ctx, a.h.netns)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	want := a.desired.Filter.bind(func(eni string) string { return a.linkOf[eni].name })
-	have, err := conn.Read(want.Family, want.Name)
-	if err != nil {
-		return err
+	wanted := make(map[nfttable.Family]bool)
+	for _, filter := range a.desired.Filters {
+		want := filter.bind(func(eni string) string { return a.linkOf[eni].name })
+		wanted[want.Family] = true
+		have, err := conn.Read(want.Family, want.Name)
+		if err != nil {
+			return err
+		}
+		change, err := nfttable.Diff(have, &want)
+		if err != nil {
+			return err
+		}
+		if err := conn.Write(change); err != nil {
+			return err
+		}
+		a.report.Writes += change.Writes()
 	}
-	change, err := nfttable.Diff(have, &want)
-	if err != nil {
-		return err
+	for _, f := range families {
+		if wanted[f.nft] {
+			continue
+		}
+		have, err := conn.Exists(f.nft, names.NFTable)
+		if err != nil {
+			return err
+		}
+		if have {
+			a.write("delete nftables table of "+f.name, "", conn.Delete(f.nft, names.NFTable))
+		}
 	}
-	if err := conn.Write(change); err != nil {
-		return err
-	}
-	a.report.Writes += change.Writes()
 	return nil
 }
 
@@ -272,21 +323,42 @@ func (a *apply) filter(ctx context.Context) error {
 func (h *Host) Cleanup(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	var errs []error
-	rules, err := listRules(h.handle)
-	errs = append(errs, err)
-	for _, r := range rules {
-		if r.protocol == names.RuleProtocol && r.ours(nil) {
-			errs = append(errs, deleteRule(h.handle, r))
-		}
-	}
 	conn, err := nfttable.Open(ctx, h.netns)
 	if err != nil {
-		errs = append(errs, err)
-	} else {
-		errs = append(errs, conn.Delete(nfttable.IPv4, names.NFTable), conn.Close())
+		return err
 	}
-	routes, err := listRoutes(h.handle)
+	errs := []error{}
+	for _, f := range families {
+		errs = append(errs, h.cleanup(conn, f))
+	}
+	return errors.Join(append(errs, conn.Close())...)
+}
+
+func (h *Host) cleanup(conn *nfttable.Conn, f *family) error {
+	var errs []error
+	rules, err := listRules(h.handle, f)
+	errs = append(errs, err)
+	var stale []rule
+	for _, r := range rules {
+		if r.protocol == names.RuleProtocol && r.ours(nil) {
+			stale = append(stale, r)
+		}
+	}
+	move := diffLocal(f, rules, false)
+	for _, r := range move.add {
+		if err := addRule(h.handle, r); err != nil {
+			errs, move.del = append(errs, err), nil
+		}
+	}
+	for _, r := range append(stale, move.del...) {
+		errs = append(errs, deleteRule(h.handle, r))
+	}
+	there, err := conn.Exists(f.nft, names.NFTable)
+	errs = append(errs, err)
+	if there {
+		errs = append(errs, conn.Delete(f.nft, names.NFTable))
+	}
+	routes, err := listRoutes(h.handle, f)
 	errs = append(errs, err)
 	for _, r := range routes {
 		if r.ours() {

@@ -57,9 +57,6 @@ type Config struct {
 	VethPrefix string
 	// MTU of every managed ENI, in bytes (AWS_VPC_ENI_MTU). 0 leaves it alone.
 	MTU int
-	// Antispoof drops what a pod sends from an address that is not routed back to it. Off by default: routers and
-	// VPN gateways in pods live from the opposite.
-	Antispoof bool
 }
 
 // ENI is one managed ENI as the host's network sees it.

@@ -17,7 +17,9 @@ type Desired struct {
 	Addresses []Address
 	Routes    []Route
 	Rules     []Rule
-	Filter    Filter
+	Filters   []Filter // one per family that pods have
+	// LocalBehind are the families whose rule for the host's own addresses comes after those of branch ENIs' pods.
+	LocalBehind []*family
 	// Unfit has the reason for each ENI (by id) that is left out of the rest because it contradicts itself, another
 	// ENI or the marks.
 	Unfit map[string]error
@@ -29,6 +31,8 @@ type Link struct {
 	MAC     string
 	Primary bool // never set up or down, never addressed
 	MTU     int  // bytes; 0 leaves it alone
+	// Loose asks for loose reverse-path filtering, which is a matter of IPv4.
+	Loose bool
 }
 
 // Address is an address on an ENI's link, without a connected route.
@@ -55,10 +59,11 @@ type Rule struct {
 	Priority   int
 	Src, Dst   netip.Prefix
 	Mark, Mask uint32
+	Protocol   int // of the packet: unix.IPPROTO_*
 	Table      int
 }
 
-// Filter is the nftables table, but for the names of links.
+// Filter is a family's nftables table, but for the names of links.
 type Filter struct {
 	Table nfttable.Table
 	// Primary and Secondary say which set (by name) and which maps hold names of links; see bind.
@@ -79,7 +84,9 @@ func (d Desired) String() string {
 		if l.MTU > 0 {
 			fmt.Fprintf(&b, " mtu %d", l.MTU)
 		}
-		fmt.Fprintf(&b, " rp_filter %d", rpFilterLoose)
+		if l.Loose {
+			fmt.Fprintf(&b, " rp_filter %d", rpFilterLoose)
+		}
 		if !l.Primary {
 			b.WriteString(" up")
 		}
@@ -94,9 +101,11 @@ func (d Desired) String() string {
 	for _, r := range d.Routes {
 		fmt.Fprintf(&b, "route %s\n", r)
 	}
-	for _, s := range d.Filter.Table.Sets {
-		for _, e := range s.Elements {
-			fmt.Fprintf(&b, "nft %s %s\n", s.Name, elementText(s, e))
+	for _, f := range d.Filters {
+		for _, s := range f.Table.Sets {
+			for _, e := range s.Elements {
+				fmt.Fprintf(&b, "nft %s %s\n", s.Name, elementText(s, e))
+			}
 		}
 	}
 	return b.String()
@@ -116,6 +125,9 @@ func (r Rule) String() string {
 	}
 	if r.Mask != 0 {
 		fmt.Fprintf(&b, " fwmark %#x/%#x", r.Mark, r.Mask)
+	}
+	if r.Protocol != 0 {
+		fmt.Fprintf(&b, " ipproto %d", r.Protocol)
 	}
 	fmt.Fprintf(&b, " lookup %s", tableName(r.Table))
 	return b.String()
@@ -141,8 +153,11 @@ func (r Route) String() string {
 }
 
 func tableName(t int) string {
-	if t == names.TableMain {
+	switch t {
+	case names.TableMain:
 		return "main"
+	case names.TableLocal:
+		return "local"
 	}
 	return fmt.Sprint(t)
 }

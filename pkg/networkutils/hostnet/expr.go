@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"encoding/binary"
+	"net"
 	"net/netip"
 
 	"github.com/google/nftables/expr"
@@ -39,8 +40,11 @@ const (
 	metaMark
 	iifname
 	oifname
+	iifgroup
 	saddr
 	daddr
+	saddr6
+	daddr6
 )
 
 func load(f field) nfttable.Rule {
@@ -53,16 +57,22 @@ func load(f field) nfttable.Rule {
 		return nfttable.Rule{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: register}}
 	case oifname:
 		return nfttable.Rule{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: register}}
+	case iifgroup:
+		return nfttable.Rule{&expr.Meta{Key: expr.MetaKeyIIFGROUP, Register: register}}
 	case saddr:
-		return nfttable.Rule{payload(12)}
-	default: // daddr
-		return nfttable.Rule{payload(16)}
+		return nfttable.Rule{payload(12, 4)}
+	case daddr:
+		return nfttable.Rule{payload(16, 4)}
+	case saddr6:
+		return nfttable.Rule{payload(8, 16)}
+	default: // daddr6
+		return nfttable.Rule{payload(24, 16)}
 	}
 }
 
-// payload loads an address of the IPv4 header.
-func payload(offset uint32) expr.Any {
-	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4}
+// payload loads a part of the IP header.
+func payload(offset, length uint32) expr.Any {
+	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length}
 }
 
 func bitwise(mask, xor uint32) expr.Any {
@@ -148,6 +158,20 @@ func lookup(f field, set string, invert bool) nfttable.Rule {
 func in(f field, set string) nfttable.Rule     { return lookup(f, set, false) }
 func notIn(f field, set string) nfttable.Rule  { return lookup(f, set, true) }
 func linkIn(f field, set string) nfttable.Rule { return lookup(f, set, false) }
+
+// outside matches addresses that are not in the prefix.
+func outside(f field, p netip.Prefix) nfttable.Rule {
+	length := p.Addr().BitLen() / 8
+	mask := net.CIDRMask(p.Bits(), p.Addr().BitLen())
+	r := load(f)
+	if !p.IsSingleIP() {
+		r = append(r, &expr.Bitwise{SourceRegister: register, DestRegister: register, Len: uint32(length), Mask: mask, Xor: make([]byte, length)})
+	}
+	return append(r, notEquals(p.Masked().Addr().AsSlice()))
+}
+
+// groupIs matches links by their device group.
+func groupIs(f field, group uint32) nfttable.Rule { return append(load(f), equals(native(group))) }
 
 // addressIs compares with an IPv4 address.
 func addressIs(f field, a netip.Addr) nfttable.Rule { return append(load(f), equals(a.AsSlice())) }

@@ -13,9 +13,9 @@ import (
 // Priorities of the base chains. Marks are set after every DNAT (nat hooks run at -100), so that a Service is judged
 // by its endpoint; in a filter-type chain, because nat-type ones see the first packet of a connection only.
 const (
-	priorityMarks     = -90
-	prioritySNAT      = 100
-	priorityAntispoof = -300
+	priorityMarks       = -90
+	prioritySNAT        = 100
+	prioritySourceCheck = -300
 )
 
 // Names of the sets and maps.
@@ -30,34 +30,34 @@ const (
 	chainPrimary = "from_primary" // came in by the primary ENI
 	chainPodOut  = "pod_out"      // leaves a pod of a secondary ENI
 	chainPost    = "postrouting"  // base chain: source NAT
-	chainSpoof   = "antispoof"    // base chain: source check on pods
+	chainSource  = "source_check" // base chain: pods send from their own addresses
 	eniChain     = "eni_"         // and the ENI's number: came from a pod of this ENI
 )
 
-// filter renders the IPv4 table. Its rules mention no link and no address but the primary one: those are elements of
-// named sets, so that an ENI or an address that comes or goes changes elements and its own three chains only.
-func filter(cfg Config, m marks, primary ENI, secondary []eni, exempt []netip.Prefix) Filter {
-	f := Filter{Primary: primary.ID}
-	src := nfttable.Set{Name: mapSource, Key: nfttable.KeyIPv4, Interval: true, Map: true}
+// filter renders the family's table. Its rules mention no link and no address but the primary one: those are elements
+// of named sets, so that an ENI or an address that comes or goes changes elements and its own three chains only.
+func (f *family) filter(cfg Config, m marks, primary ENI, secondary []eni) Filter {
+	out := Filter{Primary: primary.ID}
+	src := nfttable.Set{Name: mapSource, Key: f.key, Interval: true, Map: true}
 	reply := nfttable.Set{Name: mapReply, Key: nfttable.KeyMark, Map: true}
 	chains := []nfttable.Chain{
 		{
 			Name:  chainPre,
 			Base:  &nfttable.Base{Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: priorityMarks},
-			Rules: preroutingRules(cfg, m),
+			Rules: f.preroutingRules(cfg, m),
 		},
-		{Name: chainPodOut, Rules: podOutRules(cfg, m)},
+		{Name: chainPodOut, Rules: f.podOutRules(cfg, m)},
 	}
 	for _, e := range secondary {
-		out := fmt.Sprintf(eniChain+"%d", e.index)
-		for _, p := range e.Pool {
+		chain := fmt.Sprintf(eniChain+"%d", e.index)
+		for _, p := range f.of(e.Pool) {
 			el := rangeElement(p)
-			el.Verdict.Chain = out
+			el.Verdict.Chain = chain
 			src.Elements = append(src.Elements, el)
 		}
 		s := secondaryFilter{ENI: e.ID}
 		chains = append(chains, nfttable.Chain{
-			Name: out, Rules: []nfttable.Rule{setMark(metaMark, m.eni, e.mark), {gotoChain(chainPodOut)}},
+			Name: chain, Rules: []nfttable.Rule{setMark(metaMark, m.eni, e.mark), {gotoChain(chainPodOut)}},
 		})
 		// Replies stick to the ENI that the connection came in by, which only matters for what kube-proxy and its like
 		// send on from an ENI's own address.
@@ -71,45 +71,43 @@ func filter(cfg Config, m marks, primary ENI, secondary []eni, exempt []netip.Pr
 			})
 			s.Stick = nfttable.Verdict{Chain: stick}
 		}
-		f.Secondary = append(f.Secondary, s)
+		out.Secondary = append(out.Secondary, s)
 	}
 	if cfg.NodePort {
 		chains = append(chains, nfttable.Chain{Name: chainPrimary, Rules: fromPrimaryRules(m)})
 	}
-	if !cfg.ExternalSNAT {
+	sets := []nfttable.Set{
+		src, reply,
+		{Name: setPrimary, Key: nfttable.KeyIfname},
+		{Name: mapArrived, Key: nfttable.KeyIfname, Map: true},
+	}
+	if f.snat {
+		exempt := nfttable.Set{Name: setExempt, Key: f.key, Interval: true}
+		for _, p := range merge(append(f.of(cfg.VPCCIDRs), f.of(cfg.ExcludeSNATCIDRs)...)) {
+			exempt.Elements = append(exempt.Elements, rangeElement(p))
+		}
+		sets = append(sets, exempt, nfttable.Set{Name: setSecondary, Key: nfttable.KeyIfname})
+	}
+	if f.snat && !cfg.ExternalSNAT {
 		chains = append(chains, nfttable.Chain{
 			Name:  chainPost,
 			Base:  &nfttable.Base{Type: "nat", Hook: unix.NF_INET_POST_ROUTING, Priority: prioritySNAT},
 			Rules: postroutingRules(cfg, primary.Address),
 		})
 	}
-	if cfg.Antispoof {
+	if f.groupCheck {
 		chains = append(chains, nfttable.Chain{
-			Name:  chainSpoof,
-			Base:  &nfttable.Base{Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: priorityAntispoof},
-			Rules: []nfttable.Rule{join(linkPrefix(iifname, cfg.VethPrefix), fibSourceUnroutable, counter, verdict(drop))},
+			Name:  chainSource,
+			Base:  &nfttable.Base{Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: prioritySourceCheck},
+			Rules: sourceCheckRules(),
 		})
 	}
-	exempted := nfttable.Set{Name: setExempt, Key: nfttable.KeyIPv4, Interval: true}
-	for _, p := range exempt {
-		exempted.Elements = append(exempted.Elements, rangeElement(p))
-	}
-	f.Table = nfttable.Table{
-		Family: nfttable.IPv4,
-		Name:   names.NFTable,
-		Sets: []nfttable.Set{
-			exempted, src, reply,
-			{Name: setPrimary, Key: nfttable.KeyIfname},
-			{Name: setSecondary, Key: nfttable.KeyIfname},
-			{Name: mapArrived, Key: nfttable.KeyIfname, Map: true},
-		},
-		Chains: chains,
-	}
-	f.Table.Normalize()
-	return f
+	out.Table = nfttable.Table{Family: f.nft, Name: names.NFTable, Sets: sets, Chains: chains}
+	out.Table.Normalize()
+	return out
 }
 
-func preroutingRules(cfg Config, m marks) []nfttable.Rule {
+func (f *family) preroutingRules(cfg Config, m marks) []nfttable.Rule {
 	var list []nfttable.Rule
 	if cfg.NodePort {
 		list = append(list,
@@ -117,7 +115,13 @@ func preroutingRules(cfg Config, m marks) []nfttable.Rule {
 			join(direction(original), dnatted, markIs(ctMark, m.own(), 0), load(iifname), vmap(mapArrived)),
 			join(linkIn(iifname, setPrimary), direction(original), markUnset(ctMark, m.primary), jump(chainPrimary)))
 	}
-	return append(list, join(load(saddr), vmap(mapSource)))
+	list = append(list, join(load(f.src), vmap(mapSource)))
+	if cfg.BranchPods != BranchOff {
+		// What branch ENIs' pods send is sorted by their own rules; what must leave by the primary ENI all the same has its
+		// mark before those, as any other pod's.
+		list = append(list, join(linkPrefix(iifname, cfg.VethPrefix), jump(chainPodOut)))
+	}
+	return list
 }
 
 // fromPrimaryRules mark connections whose replies must leave by the primary ENI. After DNAT the destination is a pod
@@ -131,13 +135,14 @@ func fromPrimaryRules(m marks) []nfttable.Rule {
 
 // podOutRules decide by which ENI a packet of a pod on a secondary ENI leaves. The decision is made on packets in the
 // connection's original direction only: a reply to on-prem or to a load balancer leaves as it came.
-func podOutRules(cfg Config, m marks) []nfttable.Rule {
+func (f *family) podOutRules(cfg Config, m marks) []nfttable.Rule {
 	var list []nfttable.Rule
-	if !cfg.ExternalSNAT {
-		list = append(list, join(direction(original), markUnset(ctMark, m.primary), notIn(daddr, setExempt),
+	snat := f.snat && !cfg.ExternalSNAT
+	if snat {
+		list = append(list, join(direction(original), markUnset(ctMark, m.primary), notIn(f.dst, setExempt),
 			fibType(notLocal), setMark(ctMark, m.primary, m.primary)))
 	}
-	if cfg.NodePort || !cfg.ExternalSNAT {
+	if cfg.NodePort || snat {
 		list = append(list, join(markSet(ctMark, m.primary), setMark(metaMark, m.primary, m.primary)))
 	}
 	return list
@@ -157,6 +162,14 @@ func postroutingRules(cfg Config, primary netip.Addr) []nfttable.Rule {
 		join(fibType(local), verdict(returns)),
 		snat(primary, cfg.SNATRandom),
 	}
+}
+
+// sourceCheckRules drop what a pod sends from an address that is not routed back to it: a neighbour's, the node's,
+// anybody's. They come before connection tracking, so that nothing of it is left. Link-local addresses, and none at all,
+// are how neighbours find each other, and go no further than the node.
+func sourceCheckRules() []nfttable.Rule {
+	return []nfttable.Rule{join(groupIs(iifgroup, names.GroupSourceCheck), outside(saddr6, netip.MustParsePrefix("fe80::/10")),
+		outside(saddr6, host(netip.IPv6Unspecified())), fibSourceUnroutable, counter, verdict(drop))}
 }
 
 // rangeElement is the range of a prefix.

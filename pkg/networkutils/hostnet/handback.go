@@ -41,15 +41,27 @@ func (h *Host) HandBack(ctx context.Context, marks bool) (HandedBack, error) {
 		return done, err
 	}
 	defer func() { _ = conn.Close() }()
-	table, err := conn.Read(nfttable.IPv4, names.NFTable)
+	var errs []error
+	for _, f := range families {
+		one, err := h.handBack(conn, f, marks)
+		done.Pods += one.Pods
+		done.Marks = done.Marks || one.Marks
+		errs = append(errs, err)
+	}
+	return done, errors.Join(errs...)
+}
+
+func (h *Host) handBack(conn *nfttable.Conn, f *family, marks bool) (HandedBack, error) {
+	var done HandedBack
+	table, err := conn.Read(f.nft, names.NFTable)
 	if err != nil {
 		return done, err
 	}
-	routes, err := listRoutes(h.handle)
+	routes, err := listRoutes(h.handle, f)
 	if err != nil {
 		return done, err
 	}
-	rules, err := listRules(h.handle)
+	rules, err := listRules(h.handle, f)
 	if err != nil {
 		return done, err
 	}
@@ -72,11 +84,11 @@ func (h *Host) HandBack(ctx context.Context, marks bool) (HandedBack, error) {
 		return done, errors.Join(errs...) // what pods need stays
 	}
 	for _, r := range rules {
-		if r.protocol != names.RuleProtocol || !r.ours(nil) {
+		if r.protocol != names.RuleProtocol || !r.ours(nil) && !r.ofLocal() {
 			continue
 		}
 		// The kernel tells rules apart by their protocol too: the other CNI would add a second one.
-		if r.Priority == names.PriorityPrimaryMark || r.Priority == names.PriorityExternalService || r.Priority == names.PriorityENIAddress {
+		if r.shared() {
 			if err := h.handle.RuleAdd(r.toNetlink(unix.RTPROT_UNSPEC)); err != nil && !errors.Is(err, unix.EEXIST) {
 				errs = append(errs, fmt.Errorf("rule %s: %w", r, err))
 				continue
@@ -90,23 +102,33 @@ func (h *Host) HandBack(ctx context.Context, marks bool) (HandedBack, error) {
 		}
 	}
 	done.Marks = marks && table != nil
-	if !marks {
-		errs = append(errs, conn.Delete(nfttable.IPv4, names.NFTable))
+	if !marks && table != nil {
+		errs = append(errs, conn.Delete(f.nft, names.NFTable))
 	}
 	return done, errors.Join(errs...)
+}
+
+// shared reports whether a rule of ours has the form in which the predecessor writes it.
+func (r rule) shared() bool {
+	switch r.Priority {
+	case names.PriorityPrimaryMark, names.PriorityExternalService, names.PriorityENIAddress:
+		return true
+	}
+	return r.ofLocal()
 }
 
 // podRules gives a pod what the predecessor's ADD would have: its route in main, and rules.
 func (h *Host) podRules(r route, table int) error {
 	pod := r.dst
-	err := h.handle.RouteReplace(&netlink.Route{Table: names.TableMain, Dst: ipNet(pod), LinkIndex: r.link, Scope: netlink.SCOPE_LINK,
-		Protocol: unix.RTPROT_BOOT})
+	f := familyOf(pod.Addr())
+	err := h.handle.RouteReplace(&netlink.Route{Table: names.TableMain, Dst: ipNet(pod), LinkIndex: r.link,
+		Scope: netlink.Scope(f.linkScope), Protocol: unix.RTPROT_BOOT})
 	if err != nil {
 		return fmt.Errorf("route in main: %w", err)
 	}
-	list := []Rule{{Priority: priorityToPod, Dst: pod, Table: names.TableMain}}
+	list := []Rule{{V6: f.v6, Priority: priorityToPod, Dst: pod, Table: names.TableMain}}
 	if table != names.TableMain {
-		list = append(list, Rule{Priority: priorityFromPod, Src: pod, Table: table})
+		list = append(list, Rule{V6: f.v6, Priority: priorityFromPod, Src: pod, Table: table})
 	}
 	for _, rule := range list {
 		if err := h.handle.RuleAdd(rule.toNetlink(unix.RTPROT_UNSPEC)); err != nil && !errors.Is(err, unix.EEXIST) {

@@ -258,7 +258,6 @@ func scenarios() []scenario {
 			c.VPCCIDRs = prefixes("100.65.0.0/16", "10.0.0.0/16", "10.1.0.0/16", "100.64.0.0/16")
 		})},
 		{"second-card", config(primaryENI("10.0.1.11"), onCard(1, secondaryENI(2, "100.64.2.11")))},
-		{"antispoof", with(three, func(c *Config) { c.Antispoof = true })},
 	}
 }
 

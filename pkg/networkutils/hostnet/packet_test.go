@@ -388,7 +388,7 @@ func (v *vpc) refill(cfg Config) {
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	want := d.Filter.bind(func(id string) string { return map[string]string{"eni-0": "eth0", "eni-1": "eth1"}[id] })
+	want := d.Filters[0].bind(func(id string) string { return map[string]string{"eni-0": "eth0", "eni-1": "eth1"}[id] })
 	have, err := conn.Read(want.Family, want.Name)
 	if err != nil {
 		v.t.Fatal(err)

@@ -31,11 +31,11 @@ func Render(cfg Config) (Desired, error) {
 	if err != nil {
 		return Desired{}, err
 	}
-	if cfg.Antispoof && cfg.VethPrefix == "" {
-		return Desired{}, errors.New("antispoof needs the veth prefix: without one it would match every link")
+	if cfg.BranchPods != BranchOff && cfg.VethPrefix == "" {
+		return Desired{}, errors.New("branch pods need the veth prefix: without one every link would be a pod's")
 	}
-	exempt := merge(append(v4(cfg.VPCCIDRs), v4(cfg.ExcludeSNATCIDRs)...))
-	if len(v4(cfg.VPCCIDRs)) == 0 && !cfg.ExternalSNAT {
+	active := cfg.families()
+	if slices.Contains(active, ipv4) && len(ipv4.of(cfg.VPCCIDRs)) == 0 && !cfg.ExternalSNAT {
 		// Source NAT for traffic inside the VPC would be worse than no change at all.
 		return Desired{}, errors.New("no IPv4 range of the VPC is known")
 	}
@@ -45,23 +45,30 @@ func Render(cfg Config) (Desired, error) {
 	}
 
 	d := Desired{Unfit: unfit}
-	d.Links = append(d.Links, Link{ENI: primary.ID, MAC: primary.MAC.String(), Primary: true, MTU: cfg.MTU})
-	d.Routes = append(d.Routes, unreachable(primary)...)
+	loose := slices.Contains(active, ipv4)
+	d.Links = append(d.Links, Link{ENI: primary.ID, MAC: primary.MAC.String(), Primary: true, MTU: cfg.MTU, Loose: loose})
 	for _, e := range secondary {
-		d.Links = append(d.Links, Link{ENI: e.ID, MAC: e.MAC.String(), MTU: cfg.MTU})
-		d.Addresses = append(d.Addresses, Address{
-			ENI:    e.ID,
-			Prefix: netip.PrefixFrom(e.Address, e.SubnetCIDR.Bits()),
-			Pool:   e.Pool,
-		})
-		router := e.SubnetCIDR.Masked().Addr().Next() // the VPC router of every subnet
-		d.Routes = append(d.Routes,
-			Route{Table: e.table, Dst: host(router), ENI: e.ID},
-			Route{Table: e.table, Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), ENI: e.ID, Gateway: router})
-		d.Routes = append(d.Routes, unreachable(e.ENI)...)
+		d.Links = append(d.Links, Link{ENI: e.ID, MAC: e.MAC.String(), MTU: cfg.MTU, Loose: loose})
 	}
-	d.Rules = rules(cfg, m, secondary)
-	d.Filter = filter(cfg, m, primary, secondary, exempt)
+	for _, f := range active {
+		d.Routes = append(d.Routes, f.unreachable(primary)...)
+		secondary := slices.DeleteFunc(slices.Clone(secondary), func(e eni) bool { return !f.on(e.ENI) })
+		for _, e := range secondary {
+			if own := f.address(e.ENI); own.IsValid() {
+				d.Addresses = append(d.Addresses, Address{ENI: e.ID, Prefix: own, Pool: f.of(e.Pool)})
+			}
+			router := f.router(e.ENI)
+			d.Routes = append(d.Routes,
+				Route{Table: e.table, Dst: host(router), Metric: f.metric, ENI: e.ID},
+				Route{Table: e.table, Dst: f.everything, Metric: f.metric, ENI: e.ID, Gateway: router})
+			d.Routes = append(d.Routes, f.unreachable(e.ENI)...)
+		}
+		d.Rules = append(d.Rules, f.rules(cfg, m, secondary)...)
+		d.Filters = append(d.Filters, f.filter(cfg, m, primary, secondary))
+		if cfg.BranchPods == BranchStrict {
+			d.LocalBehind = append(d.LocalBehind, f)
+		}
+	}
 	return d, nil
 }
 
@@ -85,7 +92,7 @@ func vet(cfg Config, m marks) (ENI, []eni, map[string]error, error) {
 			return ENI{}, nil, nil, fmt.Errorf("two primary ENIs: %s and %s", primary.ID, list[i].ID)
 		}
 		primary = &list[i]
-		if err := check(primary); err != nil {
+		if err := cfg.check(primary); err != nil {
 			return ENI{}, nil, nil, fmt.Errorf("primary ENI %s: %w", primary.ID, err)
 		}
 		if err := taken.claim(eni{ENI: *primary, table: names.TableMain}); err != nil {
@@ -100,7 +107,7 @@ func vet(cfg Config, m marks) (ENI, []eni, map[string]error, error) {
 		if e.Primary {
 			continue
 		}
-		err := check(&e.ENI)
+		err := cfg.check(&e.ENI)
 		if err == nil {
 			e.index, e.table = eniIndex(e.Card, e.Device), names.RouteTable(e.Card, e.Device)
 			e.mark, err = m.value(e.index)
@@ -118,7 +125,7 @@ func vet(cfg Config, m marks) (ENI, []eni, map[string]error, error) {
 }
 
 // check says whether the ENI makes sense by itself. It also brings its pool into canonical form.
-func check(e *ENI) error {
+func (c Config) check(e *ENI) error {
 	switch {
 	case e.ID == "":
 		return errors.New("no id")
@@ -126,18 +133,34 @@ func check(e *ENI) error {
 		return fmt.Errorf("%q is no Ethernet address", e.MAC)
 	case e.Device < 0 || e.Card < 0:
 		return fmt.Errorf("device %d of card %d", e.Device, e.Card)
-	case !e.Address.Is4():
-		return fmt.Errorf("primary address %s is not IPv4", e.Address)
-	case !e.Primary && !e.SubnetCIDR.Contains(e.Address):
-		return fmt.Errorf("primary address %s is not in subnet %s", e.Address, e.SubnetCIDR)
+	}
+	active := c.families()
+	if slices.Contains(active, ipv4) {
+		switch {
+		case !e.Address.Is4():
+			return fmt.Errorf("primary address %s is not IPv4", e.Address)
+		case !e.Primary && !e.SubnetCIDR.Contains(e.Address):
+			return fmt.Errorf("primary address %s is not in subnet %s", e.Address, e.SubnetCIDR)
+		}
+	}
+	// In IPv6 an ENI need not have an address of its own: its router is asked for from the link's.
+	if slices.Contains(active, ipv6) && e.Address6.IsValid() {
+		switch {
+		case familyOf(e.Address6) != ipv6 || !e.Address6.IsGlobalUnicast() || e.Address6.Zone() != "":
+			return fmt.Errorf("primary address %s is not global IPv6", e.Address6)
+		case !e.Primary && !e.SubnetCIDR6.Contains(e.Address6):
+			return fmt.Errorf("primary address %s is not in subnet %s", e.Address6, e.SubnetCIDR6)
+		}
 	}
 	for _, p := range e.Pool {
-		switch {
-		case !p.IsValid() || !p.Addr().Is4():
-			return fmt.Errorf("pool entry %s is not IPv4", p)
-		case p.Contains(e.Address):
-			// It would be unreachable, or taken from the host.
-			return fmt.Errorf("pool entry %s contains the ENI's own address %s", p, e.Address)
+		if !p.IsValid() || !slices.Contains(active, familyOf(p.Addr())) {
+			return fmt.Errorf("pool entry %s is not of a family that pods have", p)
+		}
+		for _, own := range []netip.Addr{e.Address, e.Address6} {
+			if p.Contains(own) {
+				// It would be unreachable, or taken from the host.
+				return fmt.Errorf("pool entry %s contains the ENI's own address %s", p, own)
+			}
 		}
 	}
 	e.Pool = merge(e.Pool)
@@ -169,7 +192,12 @@ func (c *claims) claim(e eni) error {
 			return fmt.Errorf("same number %d in the mark as %s", e.index, o.ID)
 		}
 	}
-	mine := append(slices.Clone(e.Pool), host(e.Address))
+	mine := slices.Clone(e.Pool)
+	for _, own := range []netip.Addr{e.Address, e.Address6} {
+		if own.IsValid() {
+			mine = append(mine, host(own))
+		}
+	}
 	for _, p := range mine {
 		if o, ok := c.overlap(p); ok {
 			return fmt.Errorf("%s overlaps %s of %s", p, o.Prefix, o.owner)
@@ -202,9 +230,9 @@ func (c *claims) overlap(p netip.Prefix) (ownedRange, bool) {
 // unreachable ends packets to addresses of the node that no pod has: without it they go back to the VPC router, which
 // sends them here again until their TTL is used up. Unreachable and not blackhole, so that the client of a pod that is
 // gone learns it at once.
-func unreachable(e ENI) []Route {
+func (f *family) unreachable(e ENI) []Route {
 	var list []Route
-	for _, p := range e.Pool {
+	for _, p := range f.of(e.Pool) {
 		list = append(list, Route{
 			Table: names.TableUnassigned, Dst: p, Metric: unreachableMetric, Unreachable: true, ENI: e.ID,
 		})
@@ -212,7 +240,7 @@ func unreachable(e ENI) []Route {
 	return list
 }
 
-func rules(cfg Config, m marks, secondary []eni) []Rule {
+func (f *family) rules(cfg Config, m marks, secondary []eni) []Rule {
 	list := []Rule{
 		{Priority: names.PriorityPods, Table: names.TablePods},
 		{Priority: names.PriorityUnassigned, Table: names.TableUnassigned},
@@ -222,29 +250,25 @@ func rules(cfg Config, m marks, secondary []eni) []Rule {
 			Priority: names.PriorityPrimaryMark, Mark: m.primary, Mask: m.primary, Table: names.TableMain,
 		})
 	}
-	for _, p := range merge(v4(cfg.ExternalServiceCIDRs)) {
+	for _, p := range merge(f.of(cfg.ExternalServiceCIDRs)) {
 		list = append(list, Rule{Priority: names.PriorityExternalService, Dst: p, Table: names.TableMain})
 	}
 	for _, e := range secondary {
 		list = append(list, Rule{Priority: names.PriorityENI, Mark: e.mark, Mask: m.eni, Table: e.table})
 	}
 	for _, e := range secondary {
-		list = append(list, Rule{Priority: names.PriorityENIAddress, Src: host(e.Address), Table: e.table})
+		// The host does not speak from a trunk's address.
+		if own := f.address(e.ENI); own.IsValid() && !e.Trunk {
+			list = append(list, Rule{Priority: names.PriorityENIAddress, Src: host(own.Addr()), Table: e.table})
+		}
+	}
+	for i := range list {
+		list[i].V6 = f.v6
 	}
 	return list
 }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
-func v4(list []netip.Prefix) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range list {
-		if p.IsValid() && p.Addr().Is4() {
-			out = append(out, p)
-		}
-	}
-	return out
-}
 
 // merge returns the prefixes in order and without those that another one contains: the kernel refuses ranges that
 // overlap.

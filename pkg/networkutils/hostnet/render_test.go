@@ -34,7 +34,7 @@ func TestRenderRefuses(t *testing.T) {
 			e.Address = netip.Addr{}
 			c.ENIs = []ENI{e}
 		}, "primary ENI eni-0: primary address"},
-		{"antispoof without prefix", func(c *Config) { c.Antispoof, c.VethPrefix = true, "" }, "veth prefix"},
+		{"branch pods without prefix", func(c *Config) { c.BranchPods, c.VethPrefix = BranchStandard, "" }, "veth prefix"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := Render(with(good, c.change))
@@ -51,7 +51,7 @@ func TestRenderLeavesOutUnfitENIs(t *testing.T) {
 		change func(*ENI)
 		want   string
 	}{
-		{"IPv6 pool", func(e *ENI) { e.Pool = prefixes("2001:db8::/80") }, "not IPv4"},
+		{"IPv6 pool", func(e *ENI) { e.Pool = prefixes("2001:db8::/80") }, "not of a family that pods have"},
 		{"own address in pool", func(e *ENI) { e.Pool = prefixes("100.64.2.0/28") }, "contains the ENI's own address"},
 		{"address outside its subnet", func(e *ENI) { e.Address = netip.MustParseAddr("10.9.9.9") }, "not in subnet"},
 		{"no MAC", func(e *ENI) { e.MAC = nil }, "Ethernet"},

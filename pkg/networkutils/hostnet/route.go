@@ -16,7 +16,7 @@ import (
 type route struct {
 	routeKey
 	typ      int // unix.RTN_*
-	link     int
+	link     int // 0 for unreachable ones
 	gateway  netip.Addr
 	scope    uint8
 	protocol int
@@ -45,7 +45,7 @@ func (r Route) bind(link int) route {
 		b.typ = unix.RTN_UNREACHABLE
 		return b
 	case !r.Gateway.IsValid():
-		b.scope = unix.RT_SCOPE_LINK
+		b.scope = familyOf(r.Dst.Addr()).linkScope
 	}
 	b.link = link
 	return b
@@ -85,18 +85,18 @@ func diffRoutes(have, want []route) (add, del []route) {
 	return add, del
 }
 
-// listRoutes dumps the IPv4 routes of all tables.
-func listRoutes(h *netlink.Handle) ([]route, error) {
+// listRoutes dumps the family's routes of all tables.
+func listRoutes(h *netlink.Handle, f *family) ([]route, error) {
 	list, err := dump(func() ([]route, error) {
 		var list []route
 		filter := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
-		err := h.RouteListFilteredIter(netlink.FAMILY_V4, filter, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
+		err := h.RouteListFilteredIter(f.number, filter, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
 			list = append(list, routeOf(r))
 			return true
 		})
 		return list, err
 	})
-	if err != nil {
+	if err != nil && !absent(err) {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	return list, nil
@@ -110,6 +110,9 @@ func routeOf(r netlink.Route) route {
 		scope:    uint8(r.Scope),
 		protocol: int(r.Protocol),
 		other:    len(r.MultiPath) > 0 || r.Src != nil || r.Via != nil || r.Encap != nil || r.MTU != 0,
+	}
+	if out.typ == unix.RTN_UNREACHABLE {
+		out.link = 0 // IPv6 says loopback
 	}
 	if a, ok := netip.AddrFromSlice(r.Gw); ok {
 		out.gateway = a.Unmap()

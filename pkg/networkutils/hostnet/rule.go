@@ -13,7 +13,8 @@ import (
 // rule is an ip rule of the kernel.
 type rule struct {
 	Rule
-	protocol uint8
+	protocol uint8 // who wrote it: unix.RTPROT_*
+	iif      string
 	// other is set if the rule matches on anything that Rule has no field for, or does not look up a table.
 	other bool
 }
@@ -22,7 +23,7 @@ type rule struct {
 // ours. The predecessor wrote its rules without a protocol; those that would contradict ours, by saying otherwise about
 // a table that we keep, about the mark or about the external services, are ours to remove as well.
 func (r rule) ours(tables map[int]bool) bool {
-	if r.other {
+	if r.other || r.Protocol != 0 {
 		return false
 	}
 	if r.protocol == names.RuleProtocol {
@@ -49,7 +50,7 @@ func (r rule) ours(tables map[int]bool) bool {
 
 // diffRules returns the rules to add and to delete. A rule that says what a wanted one says is adopted whoever wrote
 // it: the kernel takes no second one like it.
-func diffRules(have []rule, want []Rule) (add []Rule, del []rule) {
+func diffRules(have []rule, want []Rule) (add, del []rule) {
 	wanted := make(map[Rule]bool, len(want))
 	tables := make(map[int]bool)
 	for _, w := range want {
@@ -60,6 +61,7 @@ func diffRules(have []rule, want []Rule) (add []Rule, del []rule) {
 	}
 	for _, h := range have {
 		switch {
+		case h.Table == names.TableLocal: // see diffLocal
 		case !h.other && wanted[h.Rule]:
 			wanted[h.Rule] = false
 		case h.ours(tables):
@@ -68,16 +70,16 @@ func diffRules(have []rule, want []Rule) (add []Rule, del []rule) {
 	}
 	for _, w := range want {
 		if wanted[w] {
-			add = append(add, w)
+			add = append(add, rule{Rule: w, protocol: names.RuleProtocol})
 		}
 	}
 	return add, del
 }
 
-// listRules dumps the IPv4 rules.
-func listRules(h *netlink.Handle) ([]rule, error) {
-	list, err := dump(func() ([]netlink.Rule, error) { return h.RuleList(netlink.FAMILY_V4) })
-	if err != nil {
+// listRules dumps the family's rules.
+func listRules(h *netlink.Handle, f *family) ([]rule, error) {
+	list, err := dump(func() ([]netlink.Rule, error) { return h.RuleList(f.number) })
+	if err != nil && !absent(err) {
 		return nil, fmt.Errorf("list rules: %w", err)
 	}
 	rules := make([]rule, 0, len(list))
@@ -90,10 +92,12 @@ func listRules(h *netlink.Handle) ([]rule, error) {
 func ruleOf(r netlink.Rule) rule {
 	out := rule{
 		Rule: Rule{
-			V6: r.Family == netlink.FAMILY_V6, Priority: r.Priority, Src: prefixOf(r.Src), Dst: prefixOf(r.Dst), Mark: r.Mark, Table: r.Table,
+			V6: r.Family == netlink.FAMILY_V6, Priority: r.Priority, Src: prefixOf(r.Src), Dst: prefixOf(r.Dst), Mark: r.Mark,
+			Protocol: r.IPProto, Table: r.Table,
 		},
 		protocol: r.Protocol,
-		other: r.Invert || r.IifName != "" || r.OifName != "" || r.IPProto != 0 || r.Sport != nil || r.Dport != nil ||
+		iif:      r.IifName,
+		other: r.Invert || r.IifName != "" || r.OifName != "" || r.Sport != nil || r.Dport != nil ||
 			r.Tos != 0 || r.TunID != 0 || r.UIDRange != nil || r.Goto >= 0 || r.Flow > 0 ||
 			r.SuppressPrefixlen >= 0 || r.SuppressIfgroup >= 0 || r.Table == 0,
 	}
@@ -105,13 +109,11 @@ func ruleOf(r netlink.Rule) rule {
 
 func (r Rule) toNetlink(protocol uint8) *netlink.Rule {
 	out := netlink.NewRule()
-	out.Family = netlink.FAMILY_V4
-	if r.V6 {
-		out.Family = netlink.FAMILY_V6
-	}
+	out.Family = r.family().number
 	out.Priority = r.Priority
 	out.Src, out.Dst = ipNet(r.Src), ipNet(r.Dst)
 	out.Table = r.Table
+	out.IPProto = r.Protocol
 	out.Protocol = protocol
 	if r.Mask != 0 {
 		mask := r.Mask
@@ -121,8 +123,8 @@ func (r Rule) toNetlink(protocol uint8) *netlink.Rule {
 }
 
 // addRule adds the rule; that it exists since it was looked for is no error.
-func addRule(h *netlink.Handle, r Rule) error {
-	if err := h.RuleAdd(r.toNetlink(names.RuleProtocol)); err != nil && !errors.Is(err, unix.EEXIST) {
+func addRule(h *netlink.Handle, r rule) error {
+	if err := h.RuleAdd(r.toNetlink(r.protocol)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
 	}
 	return nil

@@ -50,7 +50,7 @@ table ip kube-proxy {
 		ip daddr 10.9.0.1 dnat to 10.0.1.11
 	}
 }
-table ip6 vpc-cni {
+table inet vpc-cni {
 	chain other {
 	}
 }
@@ -82,7 +82,7 @@ func (n *node) foreignState() string {
 			fmt.Fprintln(&b, line)
 		}
 	}
-	for _, t := range []string{"ip aws-cni", "ip kube-proxy", "ip6 vpc-cni"} {
+	for _, t := range []string{"ip aws-cni", "ip kube-proxy", "inet vpc-cni"} {
 		b.WriteString(n.Run("sh", "-c", "nft list table "+t))
 	}
 	return b.String()

@@ -35,10 +35,12 @@ type scope struct {
 	macs   map[string]bool
 	links  map[int]bool
 	tables map[int]bool
+	// localBehind tells that rules of branch ENIs' pods decide where the rule for the host's own addresses is.
+	localBehind bool
 }
 
-func (h *Host) setScope(d Desired, linkOf map[string]link) {
-	s := scope{macs: map[string]bool{}, links: map[int]bool{}, tables: map[int]bool{}}
+func (h *Host) setScope(d Desired, linkOf map[string]link, localBehind bool) {
+	s := scope{macs: map[string]bool{}, links: map[int]bool{}, tables: map[int]bool{}, localBehind: localBehind}
 	for _, l := range d.Links {
 		s.macs[l.MAC] = true
 		if l, ok := linkOf[l.ENI]; ok {
@@ -58,7 +60,7 @@ func (h *Host) setScope(d Desired, linkOf map[string]link) {
 // and an error when it can no longer hear the kernel.
 func (h *Host) Watch(ctx context.Context, changed func(reason string)) error {
 	route, err := h.subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
-		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV4_NETCONF)
+		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
 		return err
 	}
@@ -175,8 +177,12 @@ func (h *Host) routeReason(m syscall.NetlinkMessage) string {
 		}
 		switch p := int(attr32(m.Data[unix.SizeofRtMsg:], nl.FRA_PRIORITY)); p {
 		case names.PriorityPods, names.PriorityUnassigned, names.PriorityPrimaryMark, names.PriorityExternalService,
-			names.PriorityENI, names.PriorityENIAddress:
+			names.PriorityENI, names.PriorityENIAddress, names.PriorityLocalMoved, priorityLocal:
 			return fmt.Sprintf("rule at priority %d", p)
+		case names.PriorityVLAN:
+			if s.localBehind {
+				return fmt.Sprintf("rule at priority %d", p)
+			}
 		}
 	}
 	return ""

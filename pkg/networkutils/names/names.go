@@ -26,7 +26,8 @@ const NetworkName = "aws-cni"
 
 // Route tables. Table numbers of ENIs come from RouteTable.
 const (
-	TableMain = 254
+	TableMain  = 254
+	TableLocal = 255
 	// TablePods holds one /32 (or /128) route per pod of this node.
 	TablePods = 5120
 	// TableUnassigned holds an unreachable route for every address of the ENIs that is meant for pods. It is asked

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -124,11 +125,7 @@ func (c *Conn) read(f Family, name string) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	found := false
-	for _, t := range tables {
-		found = found || t.Name == name
-	}
-	if !found {
+	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == name }) {
 		return nil, nil
 	}
 
@@ -178,6 +175,15 @@ func (c *Conn) read(f Family, name string) (*Table, error) {
 	}
 	t.Normalize()
 	return t, nil
+}
+
+// Exists reports whether there is such a table.
+func (c *Conn) Exists(f Family, name string) (bool, error) {
+	tables, err := c.nft.ListTablesOfFamily(f)
+	if err != nil {
+		return false, fmt.Errorf("look for table %s: %w", name, err)
+	}
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == name }), nil
 }
 
 // Write carries the change out as one transaction: all of it or nothing.
