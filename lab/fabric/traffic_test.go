@@ -131,7 +131,7 @@ func TestSourceCheck(t *testing.T) {
 	// Assigned, it passes; taken away, it does not.
 	e.Secondary = []netip.Addr{addr("10.0.1.99")}
 	b.sync(e)
-	b.ask(n.Do, OnPremAddr.String(), "onprem", "10.0.1.99", probe.From(addr("10.0.1.99")))
+	b.askDatagram(n.Do, OnPremAddr.String(), "onprem", "10.0.1.99", probe.From(addr("10.0.1.99")))
 	e.Secondary = nil
 	b.sync(e)
 	b.silence(n.Do, OnPremAddr.String(), probe.From(addr("10.0.1.99")))
