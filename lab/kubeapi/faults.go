@@ -7,13 +7,14 @@ import (
 	"time"
 )
 
-// Fault is something that goes wrong. Of Status, Hang and Abort one is set.
+// Fault is something that goes wrong. Of Status, Hang, Abort and Lose one is set.
 type Fault struct {
 	Verb     string // get, list, watch, create, update, patch, delete; empty: all
 	Resource string // leases; empty: all
 	Status   int    // answer with this: 403, 410, 429, 500 …
 	Hang     bool   // never answer; a request that hangs goes on when the fault is removed
 	Abort    bool   // close the connection
+	Lose     bool   // do what is asked for and close the connection instead of an answer
 	Times    int    // how often; 0: until it is removed
 
 	removed chan struct{}
@@ -44,12 +45,15 @@ func (s *Server) AddFault(f Fault) (remove func()) {
 }
 
 // injected makes a request go wrong if one of the faults is for it.
-func (s *Server) injected(w http.ResponseWriter, r *http.Request, verb string, t target) (answered bool) {
+func (s *Server) injected(w http.ResponseWriter, r *http.Request, verb string, t target, known bool) (answered bool) {
 	f, ok := s.fault(verb, t.Name)
 	switch {
 	case !ok:
 		return false
 	case f.Abort:
+		panic(http.ErrAbortHandler)
+	case f.Lose:
+		s.fulfil(nowhere{}, r, verb, t, known)
 		panic(http.ErrAbortHandler)
 	case f.Hang:
 		select {
@@ -82,6 +86,13 @@ func (s *Server) fault(verb, resource string) (Fault, bool) {
 	}
 	return Fault{}, false
 }
+
+// nowhere takes an answer that is lost.
+type nowhere struct{}
+
+func (nowhere) Header() http.Header         { return http.Header{} }
+func (nowhere) Write(b []byte) (int, error) { return len(b), nil }
+func (nowhere) WriteHeader(int)             {}
 
 // Request is an entry of the request log.
 type Request struct {

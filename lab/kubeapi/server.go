@@ -93,9 +93,13 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	t, ok := s.parse(r.URL.Path)
 	verb := t.verb(r)
 	s.record(Request{Verb: verb, Resource: t.Name, Name: t.name, Path: r.URL.Path})
-	if s.injected(w, r, verb, t) {
-		return
+	if !s.injected(w, r, verb, t, ok) {
+		s.fulfil(w, r, verb, t, ok)
 	}
+}
+
+// fulfil does what a request asks for; known tells whether its path means anything.
+func (s *Server) fulfil(w http.ResponseWriter, r *http.Request, verb string, t target, known bool) {
 	s.mu.Lock()
 	token := s.token
 	s.mu.Unlock()
@@ -103,7 +107,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	case token != "" && r.Header.Get("Authorization") != "Bearer "+token:
 		fail(w, failure(http.StatusUnauthorized, "Unauthorized", "Unauthorized"))
 		return
-	case !ok:
+	case !known:
 		fail(w, failure(http.StatusNotFound, "NotFound", "the server could not find the requested resource"))
 		return
 	}

@@ -79,6 +79,7 @@ type Recorder struct {
 
 // series is an event with its repetitions.
 type series struct {
+	name   string // of the object, the same in every try: an answer that was lost makes no second event
 	path   string // of the object; empty until it was posted
 	first  time.Time
 	last   time.Time
@@ -112,7 +113,7 @@ func (r *Recorder) Record(e Event) {
 	}
 	if s == nil {
 		r.makeRoom()
-		s = &series{first: now}
+		s = &series{name: newName(e), first: now}
 		r.known[e] = s
 	}
 	s.last = now
@@ -195,10 +196,10 @@ func (r *Recorder) once(ctx context.Context, e Event) error {
 	r.mu.Lock()
 	s := r.known[e]
 	if s == nil { // forgotten for others since it was queued
-		s = &series{first: now, last: now, count: 1, queued: true}
+		s = &series{name: newName(e), first: now, last: now, count: 1, queued: true}
 		r.known[e] = s
 	}
-	path := s.path
+	name, path := s.name, s.path
 	object := eventObject{
 		APIVersion: "events.k8s.io/v1", Kind: "Event", EventTime: microTime(s.first), Regarding: e.Regarding, Type: "Normal",
 		Reason: e.Reason, Action: cut(e.Action, 128), Note: e.Note,
@@ -222,10 +223,13 @@ func (r *Recorder) once(ctx context.Context, e Event) error {
 		if namespace == "" {
 			namespace = "default" // where those of objects without a namespace are
 		}
-		object.Metadata = objectMeta{Namespace: namespace, Name: fmt.Sprintf("%s.%016x", e.Regarding.Name, rand.Uint64())}
+		object.Metadata = objectMeta{Namespace: namespace, Name: name}
 		in := "/apis/events.k8s.io/v1/namespaces/" + url.PathEscape(namespace) + "/events"
 		path = in + "/" + url.PathEscape(object.Metadata.Name)
 		err = r.o.Client.call(ctx, request{method: http.MethodPost, path: in, body: object})
+		if IsStatus(err, http.StatusConflict) {
+			err = nil // an earlier try, whose answer did not come
+		}
 	}
 	if err != nil {
 		return err
@@ -235,6 +239,9 @@ func (r *Recorder) once(ctx context.Context, e Event) error {
 	s.path, s.posted = path, now
 	return nil
 }
+
+// newName is a name that no other event has.
+func newName(e Event) string { return fmt.Sprintf("%s.%016x", e.Regarding.Name, rand.Uint64()) }
 
 // eventObject is an event as events.k8s.io/v1 has it.
 type eventObject struct {

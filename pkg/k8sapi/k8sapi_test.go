@@ -337,6 +337,25 @@ func TestEventsAreCounted(t *testing.T) {
 	}
 }
 
+// An answer that does not come says nothing about the event: the next try makes no second one.
+func TestEventWhoseAnswerIsLost(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	var posts atomic.Int64
+	r := a.recorder(func(err error) {
+		if err != nil {
+			t.Error(err)
+		}
+		posts.Add(1)
+	})
+	a.AddFault(kubeapi.Fault{Verb: "create", Resource: "events", Lose: true, Times: 1})
+	r.Record(warning)
+	a.eventually("the event", func() bool { return posts.Load() == 1 })
+	if tries, made := a.Count("create", "events"), len(a.List("events")); tries != 2 || made != 1 {
+		t.Errorf("%d tries made %d events, want 2 and 1", tries, made)
+	}
+}
+
 // An API that is away, or a node that has far too much to say, costs a bounded number of calls and no memory.
 func TestEventsAreBounded(t *testing.T) {
 	t.Parallel()
