@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"time"
 
 	"vpccni/pkg/networkutils/names"
 
@@ -35,15 +36,17 @@ func Check(ctx context.Context, pod Pod) error {
 	}
 	defer inPod.close()
 	for i, iface := range pod.Interfaces {
-		if err := checkInterface(ctx, host, inPod, iface, i); err != nil {
-			return fmt.Errorf("interface %s of the pod (host end %s): %w", iface.Name, iface.HostVeth, err)
+		for _, addr := range iface.addrs() {
+			if err := checkInterface(ctx, host, inPod, iface, i, addr); err != nil {
+				return fmt.Errorf("interface %s of the pod (host end %s): %w", iface.Name, iface.HostVeth, err)
+			}
 		}
 	}
 	return nil
 }
 
-func checkInterface(ctx context.Context, host, inPod *conn, iface Interface, i int) error {
-	addr := iface.Address.Addr()
+// checkInterface looks at the way from and to one address of an interface.
+func checkInterface(ctx context.Context, host, inPod *conn, iface Interface, i int, addr netip.Addr) error {
 	gateway := names.PodGateway(addr.Is6(), i)
 	veth, err := host.link(ctx, iface.HostVeth)
 	if err != nil {
@@ -64,7 +67,7 @@ func checkInterface(ctx context.Context, host, inPod *conn, iface Interface, i i
 	if inner.index != veth.peer || inner.peer != veth.index {
 		return fmt.Errorf("the host's link %d belongs to link %d in the pod, not to %d", veth.index, veth.peer, inner.index)
 	}
-	if own, err := inPod.decision(ctx, addr, netip.Addr{}); err != nil || own.typ != unix.RTN_LOCAL || own.link != inner.index {
+	if own, err := inPod.owns(ctx, addr); err != nil || own.link != inner.index {
 		return errors.Join(fmt.Errorf("the pod does not own %s on its interface", addr), err)
 	}
 	// The source selects the table of interfaces beyond the first.
@@ -83,6 +86,39 @@ func checkInterface(ctx context.Context, host, inPod *conn, iface Interface, i i
 		return fmt.Errorf("the pod's gateway %s is at %x, not for ever at %x", gateway, at, veth.mac)
 	}
 	return nil
+}
+
+// ownedAtOnce and ownedSeldom are the pauses between two looks at an address that is being finished.
+const (
+	ownedAtOnce = 200 * time.Microsecond
+	ownedSeldom = 20 * time.Millisecond
+)
+
+// waitOwned waits until the pod takes packets to its IPv6 address. The kernel is done with an address without duplicate
+// address detection at once, but not when it says so: the route to it, and the pod's answers to those who ask for its MAC
+// address, come from a worker that waits for the lock of all other ADDs.
+func waitOwned(ctx context.Context, inPod *conn, addr netip.Addr) error {
+	for pause := ownedAtOnce; ; pause = min(2*pause, ownedSeldom) {
+		if own, err := inPod.owns(ctx, addr); err != nil || own.link != 0 {
+			return err
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("address %s is not finished: %w", addr, ctx.Err())
+		case <-timer.C:
+		}
+	}
+}
+
+// owns asks how packets to an address are delivered here; the zero decision if they are not.
+func (c *conn) owns(ctx context.Context, addr netip.Addr) (decision, error) {
+	own, err := c.decision(ctx, addr, netip.Addr{})
+	if err != nil || own.typ != unix.RTN_LOCAL {
+		return decision{}, err
+	}
+	return own, nil
 }
 
 // link asks for an end of a veth, which must be up.

@@ -37,6 +37,8 @@ type Interface struct {
 	HostVeth string
 	// Address is the pod's address, with a prefix length of 32 or 128.
 	Address netip.Prefix
+	// Address6 is the IPv6 address that a pod has beside an IPv4 Address; zero for pods of one family.
+	Address6 netip.Prefix
 	// MTU of both ends, in bytes.
 	MTU int
 	// SourceCheck has the host drop what the pod sends from an address that is not routed back to it.
@@ -142,7 +144,7 @@ func (w *wiring) add(ctx context.Context, pod Pod, i int) error {
 	if err != nil {
 		return err
 	}
-	v6 := iface.Address.Addr().Is6()
+	v6 := iface.v6().IsValid()
 	if err := writeSysctls(ctx, hostSysctls(iface.HostVeth, v6)); err != nil {
 		return err
 	}
@@ -156,6 +158,11 @@ func (w *wiring) add(ctx context.Context, pod Pod, i int) error {
 	}
 	if err := w.host.all(ctx, hostState(iface, veth.host)); err != nil {
 		return fmt.Errorf("on the host: %w", err)
+	}
+	if v6 {
+		if err := waitOwned(ctx, inPod, iface.v6()); err != nil {
+			return fmt.Errorf("in the pod: %w", err)
+		}
 	}
 	return nil
 }
@@ -249,11 +256,38 @@ func (p Pod) validate() error {
 				return fmt.Errorf("%q is no name for an interface", name)
 			}
 		}
-		if addr := iface.Address.Addr(); !iface.Address.IsSingleIP() || addr.Is4In6() || addr.Zone() != "" || !addr.IsGlobalUnicast() {
+		if !podAddress(iface.Address) {
 			return fmt.Errorf("%s is no address for a pod", iface.Address)
+		}
+		if second := iface.Address6; second.IsValid() && (!podAddress(second) || !second.Addr().Is6() || !iface.Address.Addr().Is4()) {
+			return fmt.Errorf("%s is no second address for a pod with %s", second, iface.Address)
 		}
 	}
 	return nil
+}
+
+func podAddress(p netip.Prefix) bool {
+	addr := p.Addr()
+	return p.IsSingleIP() && !addr.Is4In6() && addr.Zone() == "" && addr.IsGlobalUnicast()
+}
+
+// addrs are the interface's addresses, of which there is one for each family at most.
+func (i Interface) addrs() []netip.Addr {
+	list := []netip.Addr{i.Address.Addr()}
+	if i.Address6.IsValid() {
+		list = append(list, i.Address6.Addr())
+	}
+	return list
+}
+
+// v6 is the interface's IPv6 address; invalid if it has none.
+func (i Interface) v6() netip.Addr {
+	for _, addr := range i.addrs() {
+		if addr.Is6() {
+			return addr
+		}
+	}
+	return netip.Addr{}
 }
 
 // mac is an Ethernet address.

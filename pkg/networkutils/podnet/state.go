@@ -44,21 +44,22 @@ func newVeth(iface Interface, macs macPair, netns int, want vethIndexes) message
 // podState is what a pod's interface needs inside the pod. Interface i > 0 lives in table i of the pod, which is asked
 // for packets that carry its address only.
 func podState(iface Interface, i int, index int32, gatewayMAC mac) []message {
-	addr := iface.Address.Addr()
-	gateway := names.PodGateway(addr.Is6(), i)
 	table := names.TableMain
 	if i > 0 {
 		table = i
 	}
-	state := []message{
-		linkUp(iface.Name, index),
-		newAddress(addr, iface.Name, index),
-		newRoute(route{dst: single(gateway), link: index, table: table, protocol: unix.RTPROT_BOOT}),
-		newRoute(route{dst: netip.PrefixFrom(unspecified(addr), 0), via: gateway, link: index, table: table, protocol: unix.RTPROT_BOOT}),
-		newNeighbour(gateway, gatewayMAC, index),
-	}
-	if i > 0 {
-		state = append(state, newRuleFrom(addr, table, 1))
+	state := []message{linkUp(iface.Name, index)}
+	for _, addr := range iface.addrs() {
+		gateway := names.PodGateway(addr.Is6(), i)
+		state = append(state,
+			newAddress(addr, iface.Name, index),
+			newRoute(route{dst: single(gateway), link: index, table: table, protocol: unix.RTPROT_BOOT}),
+			newRoute(route{dst: netip.PrefixFrom(unspecified(addr), 0), via: gateway, link: index, table: table, protocol: unix.RTPROT_BOOT}),
+			newNeighbour(gateway, gatewayMAC, index),
+		)
+		if i > 0 {
+			state = append(state, newRuleFrom(addr, table, 1))
+		}
 	}
 	return state
 }
@@ -68,14 +69,17 @@ func podState(iface Interface, i int, index int32, gatewayMAC mac) []message {
 // its rules to this list and to deleteHostRoutes.)
 func hostState(iface Interface, index int32) []message {
 	up := linkUp(iface.HostVeth, index)
-	if iface.SourceCheck && !iface.Address.Addr().Is6() {
+	if iface.SourceCheck && iface.Address.Addr().Is4() {
 		up.strictSource()
 	}
-	return []message{
-		up,
-		newRoute(route{dst: iface.Address, link: index, table: names.TablePods, protocol: names.RouteProtocol}),
-		newRoute(route{dst: iface.Address, link: index, table: names.TableMain, protocol: unix.RTPROT_BOOT}),
+	state := []message{up}
+	for _, addr := range iface.addrs() {
+		state = append(state,
+			newRoute(route{dst: single(addr), link: index, table: names.TablePods, protocol: names.RouteProtocol}),
+			newRoute(route{dst: single(addr), link: index, table: names.TableMain, protocol: unix.RTPROT_BOOT}),
+		)
 	}
+	return state
 }
 
 // deleteHostRoutes undoes the routes of hostState; link 0 stands for any.

@@ -1,0 +1,39 @@
+package podnet
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+
+	"vpccni/pkg/networkutils/nstest"
+)
+
+// TestPodsAreReadyWhenSetupReturns wires pods of both families side by side: the kernel finishes IPv6 addresses in its
+// own time, which other writers draw out, and whoever looks after Setup finds them finished.
+func TestPodsAreReadyWhenSetupReturns(t *testing.T) {
+	t.Parallel()
+	host := nstest.New(t)
+	const pods = 32
+	var wg sync.WaitGroup
+	for i := range pods {
+		address := fmt.Sprintf("10.0.1.%d/32", i+1)
+		if i%2 == 0 {
+			address = fmt.Sprintf("2001:db8:1::%x/128", i+1)
+		}
+		netns := nstest.New(t)
+		pod := podOf(netns, fmt.Sprintf("c%d", i), fmt.Sprintf("web-%d", i), address)
+		wg.Go(func() {
+			err := in(t, host, func(ctx context.Context) error {
+				if _, err := Setup(ctx, pod); err != nil {
+					return err
+				}
+				return Check(ctx, pod)
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
