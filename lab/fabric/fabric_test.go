@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -54,6 +55,7 @@ func newBedWith(t *testing.T, o Options) *bed {
 	})
 	b.syncVPC()
 	for _, host := range []Host{HostInternet, HostOnPrem} {
+		b.carries(b.at(HostVPC), string(host))
 		b.serve(string(host), b.at(host))
 	}
 	return b
@@ -119,7 +121,59 @@ func (b *bed) eni(instance string, device int, primary string, change ...func(*e
 		f(&e)
 	}
 	b.sync(e)
+	if ns := b.nodes[instance]; ns != nil && device == 0 && e.Attachment.Card == 0 {
+		b.plugged(ns, "eth0", e)
+		for _, a := range e.IPv6 {
+			b.owns(ns.Do, "eth0", a.String())
+		}
+	}
 	return e
+}
+
+// plugged waits until the pair of an interface that is up carries packets.
+func (b *bed) plugged(ns *nstest.NS, link string, e ec2.ENI) {
+	b.t.Helper()
+	port := b.ports[e.ID].name
+	b.carries(ns.Do, link)
+	b.carries(b.at(HostVPC), port)
+	if len(e.IPv6) > 0 {
+		b.owns(b.at(HostVPC), port, RouterAddr6.String())
+	}
+}
+
+// The kernel has workers that a busy machine keeps waiting. One lets packets through a link that is up only after it has
+// seen the other end come up; another one takes packets to an IPv6 address only after it has finished the address.
+
+// carries waits for the first.
+func (b *bed) carries(do probe.Do, link string) {
+	b.t.Helper()
+	b.shows(do, "state UP", "ip", "-o", "link", "show", link)
+}
+
+// owns waits for the second.
+func (b *bed) owns(do probe.Do, link, a string) {
+	b.t.Helper()
+	b.shows(do, "local "+a+" dev "+link+" ", "ip", "-6", "-o", "route", "show", "table", "local")
+}
+
+// shows waits until a program prints something.
+func (b *bed) shows(do probe.Do, want, name string, args ...string) {
+	b.t.Helper()
+	var out []byte
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		err := do(func() (err error) {
+			out, err = exec.CommandContext(b.t.Context(), name, args...).CombinedOutput()
+			return err
+		})
+		switch {
+		case err != nil:
+			b.t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+		case strings.Contains(string(out), want):
+			return
+		case time.Now().After(deadline):
+			b.t.Fatalf("%s %q never shows %q:\n%s", name, args, want, out)
+		}
+	}
 }
 
 func (b *bed) sync(e ec2.ENI) {
@@ -207,6 +261,7 @@ func (b *bed) configure(instance, link string, e ec2.ENI) {
 	table := fmt.Sprint(e.Attachment.Device + 1)
 	ns.Run("ip", "addr", "add", netip.PrefixFrom(e.Primary, subnet.Bits()).String(), "dev", link, "noprefixroute")
 	ns.Run("ip", "link", "set", link, "up")
+	b.plugged(ns, link, e)
 	ns.Run("ip", "route", "add", GatewayAddr(subnet).String(), "dev", link, "scope", "link", "table", table)
 	ns.Run("ip", "route", "add", "default", "via", GatewayAddr(subnet).String(), "dev", link, "table", table)
 	for _, p := range addressesOf(e) {

@@ -18,7 +18,10 @@ const silent = 200 * time.Millisecond
 func (b *bed) loopback(instance string, addrs ...string) {
 	b.t.Helper()
 	for _, a := range addrs {
-		b.nodes[instance].Run("ip", "addr", "add", a, "dev", "lo")
+		b.nodes[instance].Run("ip", "addr", "add", a, "dev", "lo", "nodad")
+		if p := prefix(a); p.Addr().Is6() {
+			b.owns(b.nodes[instance].Do, "lo", p.Addr().String())
+		}
 	}
 }
 
