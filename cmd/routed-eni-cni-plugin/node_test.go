@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -92,6 +93,7 @@ type sandbox struct {
 	args       string // overrides the stock CNI_ARGS
 	prevResult string
 	version    string
+	more       map[string]any // keys of the configuration beside the stock ones, or in their place
 }
 
 func (n *node) sandbox(id, pod string) sandbox {
@@ -107,6 +109,7 @@ func (n *node) stdin(s sandbox) string {
 		"podSGEnforcingMode": "strict", "pluginLogFile": n.log, "pluginLogLevel": "DEBUG",
 		"runtimeConfig": map[string]any{"io.kubernetes.cri.pod-annotations": map[string]string{"secret": "hunter2"}},
 	}
+	maps.Copy(conf, s.more)
 	if s.prevResult != "" {
 		conf["prevResult"] = json.RawMessage(s.prevResult)
 	}

@@ -24,8 +24,12 @@ import (
 type Config struct {
 	// First is the first address.
 	First netip.Addr
+	// First6, if set, is the first IPv6 address that a pod gets beside its IPv4 address.
+	First6 netip.Addr
 	// Tables are the route tables of the ENIs, by device index; addresses come from them in turn.
 	Tables []int
+	// Cards are the route tables of the ENIs on further network cards, for pods that want an interface on each.
+	Cards []int
 	// PolicyMode is the reply's NetworkPolicyMode.
 	PolicyMode string
 	// Refusal, if it has a code, is the answer to every ADD.
@@ -47,7 +51,8 @@ type Server struct {
 	mu       sync.Mutex
 	conf     Config
 	next     netip.Addr
-	held     map[string]*rpc.IPAllocationMetadata
+	next6    netip.Addr
+	held     map[string][]*rpc.IPAllocationMetadata
 	adds     []*rpc.AddNetworkRequest
 	dels     []*rpc.DelNetworkRequest
 	versions []string
@@ -69,8 +74,8 @@ func Start(conf Config) (*Server, error) {
 		grpc: grpc.NewServer(),
 		done: make(chan struct{}),
 		conf: conf,
-		next: conf.First,
-		held: map[string]*rpc.IPAllocationMetadata{},
+		next: conf.First, next6: conf.First6,
+		held: map[string][]*rpc.IPAllocationMetadata{},
 	}
 	rpc.RegisterCNIBackendServer(s.grpc, s)
 	go func() {
@@ -97,7 +102,7 @@ func (s *Server) Stop() {
 	<-s.done
 }
 
-// Configure changes the answers from now on. First has no effect.
+// Configure changes the answers from now on. First and First6 have no effect.
 func (s *Server) Configure(change func(*Config)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,18 +128,17 @@ func (s *Server) AddNetwork(ctx context.Context, request *rpc.AddNetworkRequest)
 	held := s.held[key]
 	if held == nil {
 		device := len(s.held) % len(s.conf.Tables)
-		held = &rpc.IPAllocationMetadata{DeviceNumber: int32(device), RouteTableId: int32(s.conf.Tables[device])}
-		if s.next.Is4() {
-			held.IPv4Addr = s.next.String()
-		} else {
-			held.IPv6Addr = s.next.String()
+		held = append(held, s.allocate(device, s.conf.Tables[device]))
+		if request.GetRequiresMultiNICAttachment() {
+			for _, table := range s.conf.Cards {
+				held = append(held, s.allocate(0, table))
+			}
 		}
-		s.next = s.next.Next()
 		s.held[key] = held
 	}
 	reply := &rpc.AddNetworkReply{
 		Success:              true,
-		IPAllocationMetadata: []*rpc.IPAllocationMetadata{held},
+		IPAllocationMetadata: clone(held),
 		NetworkPolicyMode:    s.conf.PolicyMode,
 	}
 	if s.conf.Edit != nil {
@@ -158,9 +162,36 @@ func (s *Server) DelNetwork(_ context.Context, request *rpc.DelNetworkRequest) (
 	delete(s.held, key(request))
 	return &rpc.DelNetworkReply{
 		Success:              true,
-		IPAllocationMetadata: []*rpc.IPAllocationMetadata{held},
+		IPAllocationMetadata: clone(held),
 		NetworkPolicyMode:    s.conf.PolicyMode,
 	}, nil
+}
+
+// allocate takes the next address, or one of each family.
+func (s *Server) allocate(device, table int) *rpc.IPAllocationMetadata {
+	m := &rpc.IPAllocationMetadata{DeviceNumber: int32(device), RouteTableId: int32(table)}
+	if s.next.Is4() {
+		m.IPv4Addr = s.next.String()
+	} else {
+		m.IPv6Addr = s.next.String()
+	}
+	s.next = s.next.Next()
+	if s.next6.IsValid() {
+		m.IPv6Addr = s.next6.String()
+		s.next6 = s.next6.Next()
+	}
+	return m
+}
+
+// clone keeps what a test edits in a reply out of what is held.
+func clone(held []*rpc.IPAllocationMetadata) []*rpc.IPAllocationMetadata {
+	var list []*rpc.IPAllocationMetadata
+	for _, m := range held {
+		list = append(list, &rpc.IPAllocationMetadata{
+			IPv4Addr: m.GetIPv4Addr(), IPv6Addr: m.GetIPv6Addr(), DeviceNumber: m.GetDeviceNumber(), RouteTableId: m.GetRouteTableId(),
+		})
+	}
+	return list
 }
 
 func key(request interface {

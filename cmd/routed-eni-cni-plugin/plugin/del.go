@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -57,10 +56,8 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 	if reply.vlan != 0 && args.Netns == "" {
 		return nil // see delBranch
 	}
-	remains := podnet.Remains{VLAN: int(reply.vlan)}
-	for _, a := range list {
-		remains.Addresses = append(remains.Addresses, a.address.Addr())
-	}
+	remains := remains(list)
+	remains.VLAN = int(reply.vlan)
 	if err := podnet.Teardown(ctx, remains); err != nil {
 		c.log.Error("the pod's routes are left", "err", err)
 		return fmt.Errorf("del cmd: failed on tear down pod network: %w", err)
@@ -84,7 +81,7 @@ func (p *Plugin) delBranch(ctx context.Context, c *call, prev *previous) error {
 	remains := podnet.Remains{VLAN: prev.vlan}
 	for _, iface := range prev.interfaces {
 		if iface.name == c.args.IfName {
-			remains.Addresses = append(remains.Addresses, iface.address.Addr())
+			remains.Addresses = append(remains.Addresses, iface.addrs()...)
 		}
 	}
 	if err := podnet.Teardown(ctx, remains); err != nil {
@@ -132,9 +129,9 @@ func (p *Plugin) teardownPrevious(ctx context.Context, c *call) {
 		return
 	}
 	for _, iface := range prev.interfaces {
-		remains := podnet.Remains{Addresses: []netip.Addr{iface.address.Addr()}, Via: iface.hostVeth}
+		remains := podnet.Remains{Addresses: iface.addrs(), Via: iface.hostVeth}
 		if err := podnet.Teardown(ctx, remains); err != nil {
-			c.log.Warn("routes of the pod are left", "ip", iface.address.Addr(), "err", err)
+			c.log.Warn("routes of the pod are left", "ips", remains.Addresses, "err", err)
 		}
 	}
 }

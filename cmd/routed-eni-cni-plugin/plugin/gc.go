@@ -195,11 +195,7 @@ func (p *Plugin) releaseAll(ctx context.Context, c *call, gone []holding) error 
 		if err != nil {
 			continue
 		}
-		var remains podnet.Remains
-		for _, a := range list {
-			remains.Addresses = append(remains.Addresses, a.address.Addr())
-		}
-		failed = errors.Join(failed, podnet.Teardown(ctx, remains))
+		failed = errors.Join(failed, podnet.Teardown(ctx, remains(list)))
 	}
 	return failed
 }

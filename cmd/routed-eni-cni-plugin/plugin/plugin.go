@@ -75,7 +75,9 @@ func (p *Plugin) Check(ctx context.Context, args *skel.CmdArgs) error {
 	}
 	pod := podnet.Pod{Netns: args.Netns, ContainerID: args.ContainerID}
 	for _, iface := range prev.interfaces {
-		pod.Interfaces = append(pod.Interfaces, podnet.Interface{Name: iface.name, HostVeth: iface.hostVeth, Address: iface.address})
+		pod.Interfaces = append(pod.Interfaces, podnet.Interface{
+			Name: iface.name, HostVeth: iface.hostVeth, Address: iface.address, Address6: iface.address6,
+		})
 	}
 	if err := podnet.Check(ctx, pod); err != nil {
 		c.log.Warn("the pod's network is not what it should be", "err", err)

@@ -12,35 +12,66 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 )
 
-// allocation is one address of a pod as ipamd gives it.
+// allocation is what ipamd gives for one interface of a pod.
 type allocation struct {
 	address netip.Prefix
-	device  int
-	table   int
+	// address6 is the IPv6 address beside an IPv4 address; zero for pods of one family.
+	address6 netip.Prefix
+	device   int
+	table    int
+}
+
+// addresses are the allocation's, IPv4 first.
+func (a allocation) addresses() []netip.Prefix { return addresses(a.address, a.address6) }
+
+func addresses(first, second netip.Prefix) []netip.Prefix {
+	if second.IsValid() {
+		return []netip.Prefix{first, second}
+	}
+	return []netip.Prefix{first}
 }
 
 // allocations reads the addresses of a reply; at least one, or an error.
 func allocations(metadata []metadata) ([]allocation, error) {
 	var list []allocation
 	for _, m := range metadata {
-		text := m.ipv4
-		if text == "" {
-			text = m.ipv6
+		a := allocation{device: int(m.device), table: int(m.table)}
+		first, second := m.ipv4, m.ipv6
+		if first == "" {
+			first, second = second, ""
 		}
-		addr, err := netip.ParseAddr(text)
+		var err error
+		if a.address, err = single(first); err == nil && second != "" {
+			a.address6, err = single(second)
+			if err == nil && (!a.address.Addr().Is4() || !a.address6.Addr().Is6()) {
+				err = fmt.Errorf("%s and %s are not of two families", first, second)
+			}
+		}
 		if err != nil {
 			return nil, fmt.Errorf("ipamd's answer has no usable address: %w", err)
 		}
-		list = append(list, allocation{
-			address: netip.PrefixFrom(addr, addr.BitLen()),
-			device:  int(m.device),
-			table:   int(m.table),
-		})
+		list = append(list, a)
 	}
 	if len(list) == 0 {
 		return nil, fmt.Errorf("ipamd's answer has no address")
 	}
 	return list, nil
+}
+
+func single(text string) (netip.Prefix, error) {
+	addr, err := netip.ParseAddr(text)
+	return netip.PrefixFrom(addr, addr.BitLen()), err
+}
+
+// remains are what the pod leaves on the host.
+func remains(list []allocation) podnet.Remains {
+	var r podnet.Remains
+	for _, a := range list {
+		for _, p := range a.addresses() {
+			r.Addresses = append(r.Addresses, p.Addr())
+		}
+	}
+	return r
 }
 
 // interfaces names both ends of each of the pod's interfaces.
@@ -55,7 +86,8 @@ func (c *call) interfaces(list []allocation) []podnet.Interface {
 			Name:     name,
 			HostVeth: names.HostVeth(c.conf.prefix(), c.pod.namespace(), c.pod.name(), i),
 			Address:  a.address,
-			MTU:      c.conf.mtu(a.address.Addr().Is6()),
+			Address6: a.address6,
+			MTU:      c.conf.mtu(a.address.Addr().Is6() || a.address6.IsValid()),
 
 			SourceCheck: c.conf.sourceCheck(),
 		})
@@ -72,11 +104,12 @@ func (c *call) result(list []allocation, interfaces []podnet.Interface) *current
 		result.Interfaces = append(result.Interfaces,
 			&current.Interface{Name: iface.HostVeth},
 			&current.Interface{Name: iface.Name, Sandbox: c.args.Netns, Mac: strconv.Itoa(list[i].table)})
-		bits := iface.Address.Bits()
-		result.IPs = append(result.IPs, &current.IPConfig{
-			Interface: current.Int(len(result.Interfaces) - 1),
-			Address:   net.IPNet{IP: iface.Address.Addr().AsSlice(), Mask: net.CIDRMask(bits, bits)},
-		})
+		for _, address := range list[i].addresses() {
+			result.IPs = append(result.IPs, &current.IPConfig{
+				Interface: current.Int(len(result.Interfaces) - 1),
+				Address:   net.IPNet{IP: address.Addr().AsSlice(), Mask: net.CIDRMask(address.Bits(), address.Bits())},
+			})
+		}
 	}
 	result.Interfaces = append(result.Interfaces, &current.Interface{
 		Name: c.dummy(), Mac: "0", Sandbox: strconv.Itoa(list[0].device),
@@ -102,6 +135,15 @@ type previousInterface struct {
 	hostVeth string
 	name     string
 	address  netip.Prefix
+	address6 netip.Prefix // beside an IPv4 address; zero for pods of one family
+}
+
+func (i previousInterface) addrs() []netip.Addr {
+	var list []netip.Addr
+	for _, p := range addresses(i.address, i.address6) {
+		list = append(list, p.Addr())
+	}
+	return list
 }
 
 // previous reads prevResult; nil if there is none, or nothing of the pod in it. Plugins behind this one in the chain
@@ -129,11 +171,11 @@ func (c *call) previous() *previous {
 		if iface.Sandbox == "" || i == 0 {
 			continue
 		}
-		addr, ok := firstAddress(c.conf.prev.IPs, i)
-		if !ok {
-			continue
+		ours := previousInterface{hostVeth: list[i-1].Name, name: iface.Name}
+		var ok bool
+		if ours.address, ours.address6, ok = ownAddresses(c.conf.prev.IPs, i); ok {
+			prev.interfaces = append(prev.interfaces, ours)
 		}
-		prev.interfaces = append(prev.interfaces, previousInterface{hostVeth: list[i-1].Name, name: iface.Name, address: addr})
 	}
 	if len(prev.interfaces) == 0 {
 		return nil
@@ -141,21 +183,28 @@ func (c *call) previous() *previous {
 	return prev
 }
 
-// firstAddress is the single address of the index-th interface that came first, ours.
-func firstAddress(ips []*current.IPConfig, index int) (netip.Prefix, bool) {
+// ownAddresses are the single addresses of the index-th interface that came first, ours: one, or one of each family.
+func ownAddresses(ips []*current.IPConfig, index int) (first, second netip.Prefix, ok bool) {
+	var v4, v6 netip.Prefix
 	for _, ip := range ips {
 		if ip.Interface == nil || *ip.Interface != index {
 			continue
 		}
-		addr, ok := netip.AddrFromSlice(ip.Address.IP)
-		if !ok {
+		addr, valid := netip.AddrFromSlice(ip.Address.IP)
+		if ones, bits := ip.Address.Mask.Size(); !valid || ones != bits {
 			continue
 		}
 		addr = addr.Unmap()
-		if ones, bits := ip.Address.Mask.Size(); ones != bits {
-			continue
+		family := &v6
+		if addr.Is4() {
+			family = &v4
 		}
-		return netip.PrefixFrom(addr, addr.BitLen()), true
+		if !family.IsValid() {
+			*family = netip.PrefixFrom(addr, addr.BitLen())
+		}
 	}
-	return netip.Prefix{}, false
+	if v4.IsValid() {
+		return v4, v6, true
+	}
+	return v6, netip.Prefix{}, v6.IsValid()
 }

@@ -152,7 +152,7 @@ func (c *conn) ask(ctx context.Context, m message) ([]byte, error) {
 // elsewhere is a destination that no pod has a route of its own for (from the documentation ranges).
 func elsewhere(addr netip.Addr) netip.Addr {
 	if addr.Is6() {
-		return netip.MustParseAddr("2001:db8::1")
+		return netip.MustParseAddr("3fff::1")
 	}
 	return netip.MustParseAddr("192.0.2.1")
 }
