@@ -217,8 +217,10 @@ type AddNetworkReply struct {
 	VPCv6CIDRs           []string                `protobuf:"bytes,12,rep,name=VPCv6CIDRs,proto3" json:"VPCv6CIDRs,omitempty"`
 	NetworkPolicyMode    string                  `protobuf:"bytes,13,opt,name=NetworkPolicyMode,proto3" json:"NetworkPolicyMode,omitempty"`
 	// Why Success is false: a stable code and a sentence a person can act on.
-	Code          string `protobuf:"bytes,100,opt,name=Code,proto3" json:"Code,omitempty"`
-	Reason        string `protobuf:"bytes,101,opt,name=Reason,proto3" json:"Reason,omitempty"`
+	Code   string `protobuf:"bytes,100,opt,name=Code,proto3" json:"Code,omitempty"`
+	Reason string `protobuf:"bytes,101,opt,name=Reason,proto3" json:"Reason,omitempty"`
+	// The node's ip rules are laid out per pod: ADD writes the pod's own.
+	PerPodRules   bool `protobuf:"varint,102,opt,name=PerPodRules,proto3" json:"PerPodRules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -335,6 +337,13 @@ func (x *AddNetworkReply) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *AddNetworkReply) GetPerPodRules() bool {
+	if x != nil {
+		return x.PerPodRules
+	}
+	return false
 }
 
 type DelNetworkRequest struct {
@@ -825,7 +834,7 @@ const file_rpc_rpc_proto_rawDesc = "" +
 	"\bIPv4Addr\x18\x01 \x01(\tR\bIPv4Addr\x12\x1a\n" +
 	"\bIPv6Addr\x18\x02 \x01(\tR\bIPv6Addr\x12\"\n" +
 	"\fDeviceNumber\x18\x03 \x01(\x05R\fDeviceNumber\x12\"\n" +
-	"\fRouteTableId\x18\x04 \x01(\x05R\fRouteTableId\"\xd4\x03\n" +
+	"\fRouteTableId\x18\x04 \x01(\x05R\fRouteTableId\"\xf6\x03\n" +
 	"\x0fAddNetworkReply\x12\x18\n" +
 	"\aSuccess\x18\x01 \x01(\bR\aSuccess\x12M\n" +
 	"\x14IPAllocationMetadata\x18\x02 \x03(\v2\x19.rpc.IPAllocationMetadataR\x14IPAllocationMetadata\x12(\n" +
@@ -843,7 +852,8 @@ const file_rpc_rpc_proto_rawDesc = "" +
 	"VPCv6CIDRs\x12,\n" +
 	"\x11NetworkPolicyMode\x18\r \x01(\tR\x11NetworkPolicyMode\x12\x12\n" +
 	"\x04Code\x18d \x01(\tR\x04Code\x12\x16\n" +
-	"\x06Reason\x18e \x01(\tR\x06ReasonJ\x04\b\x04\x10\x05J\x04\b\v\x10\f\"\xdd\x02\n" +
+	"\x06Reason\x18e \x01(\tR\x06Reason\x12 \n" +
+	"\vPerPodRules\x18f \x01(\bR\vPerPodRulesJ\x04\b\x04\x10\x05J\x04\b\v\x10\f\"\xdd\x02\n" +
 	"\x11DelNetworkRequest\x12 \n" +
 	"\fK8S_POD_NAME\x18\x01 \x01(\tR\n" +
 	"K8SPODNAME\x12*\n" +

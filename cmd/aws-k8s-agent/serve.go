@@ -172,7 +172,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	group.Go(func() error { agent.Clean(ctx, daemon, cleaner, cleaningOff(cfg)); return nil })
 	group.Go(func() error {
 		bootstrap.TakeOver(ctx, clock, daemon.View, func(ctx context.Context, ours func(netip.Addr) bool) (predecessor.Report, error) {
-			return predecessor.Sweep(ctx, predecessor.Options{Log: log}, ours)
+			return predecessor.Sweep(ctx, predecessor.Options{Log: log, PerPod: cfg.RuleLayout == config.RuleLayoutPerPod}, ours)
 		}, log)
 		return nil
 	})

@@ -24,6 +24,15 @@ const (
 	SNATRandomNone  SNATRandom = "none"
 )
 
+// RuleLayout says how the node's ip rules lead to pods.
+type RuleLayout string
+
+// The values of POD_RULE_LAYOUT.
+const (
+	RuleLayoutTables RuleLayout = "tables"
+	RuleLayoutPerPod RuleLayout = "per-pod"
+)
+
 // NetworkPolicyMode says what a pod may do before its network policies are in force.
 type NetworkPolicyMode string
 
@@ -106,6 +115,7 @@ type Config struct {
 	ENIMask              uint32 // computed: one run of bits that PrimaryMark does not touch
 	MTU                  int    // bytes
 	VethPrefix           string
+	RuleLayout           RuleLayout
 
 	// What the entrypoint and the init container do.
 	BinDir               string

@@ -60,7 +60,7 @@ func TestDefaults(t *testing.T) {
 		HTTPTimeout:    10 * time.Second,
 		CheckpointFile: "/var/run/aws-node/ipam.json", IntrospectionAddress: "127.0.0.1:61679",
 		LogLevel: slog.LevelDebug, LogFile: "/host/var/log/aws-routed-eni/ipamd.log",
-		SNATRandom: SNATRandomFully, NodePort: true, PrimaryMark: 0x80, ENIMask: 0x7f, MTU: 9001, VethPrefix: "eni",
+		SNATRandom: SNATRandomFully, NodePort: true, PrimaryMark: 0x80, ENIMask: 0x7f, MTU: 9001, VethPrefix: "eni", RuleLayout: RuleLayoutTables,
 		ENIConfigLabel: "k8s.amazonaws.com/eniConfig", ENIConfigAnnotation: "k8s.amazonaws.com/eniConfig",
 		BinDir: "/host/opt/cni/bin", ConfDir: "/host/etc/cni/net.d", PodMTU: 9001,
 		PluginLogFile: "/var/log/aws-routed-eni/plugin.log", PluginLogLevel: "Debug", V4Egress: true,

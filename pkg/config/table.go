@@ -223,6 +223,11 @@ var daemonVariables = []variable{
 		check: vethPrefix, valid: "4 characters at most, not `eth`, `lo` or `vlan`", strict: true,
 		effect: "Start of the names of pods' interfaces on the node.",
 	},
+	spec[RuleLayout]{
+		section: dataSection, name: "POD_RULE_LAYOUT", def: RuleLayoutTables, kind: enumKind(false, RuleLayoutTables, RuleLayoutPerPod),
+		field: func(c *Config) *RuleLayout { return &c.RuleLayout }, valid: "`tables`, `per-pod`", strict: true, status: ours,
+		effect: "How ip rules lead to pods. `tables`: one rule for all of them. `per-pod`: rules of each pod's own at 512 and 1536, as amazon-vpc-cni-k8s has them, for tools that look for these; every packet then costs more the more pods there are. Running pods follow a change at ipamd's next start.",
+	},
 }
 
 // count is a target of the pool.

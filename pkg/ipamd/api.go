@@ -31,6 +31,8 @@ type AddReply struct {
 	// readers on the other side of the socket.
 	ExternalSNAT bool
 	NoSNAT       []netip.Prefix
+	// PerPodRules has the plugin write rules of the pod's own (POD_RULE_LAYOUT).
+	PerPodRules bool
 	// Waited is how long it took until there was an address, Recorded how long after that until it was durable.
 	Waited   time.Duration
 	Recorded time.Duration

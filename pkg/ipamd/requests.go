@@ -9,6 +9,7 @@ import (
 
 	"vpccni/pkg/ipamd/datastore"
 	"vpccni/pkg/ipamd/warmpool"
+	"vpccni/pkg/networkutils/hostnet"
 	"vpccni/pkg/networkutils/names"
 )
 
@@ -282,7 +283,8 @@ func (c *controller) addReply(a datastore.Allocation) AddReply {
 		noSNAT = append(noSNAT, c.set.Host.ExcludeSNATCIDRs...)
 	}
 	return AddReply{Address: a.Address, Device: a.Device, Table: names.RouteTable(a.Card, a.Device),
-		ExternalSNAT: c.set.Host.ExternalSNAT, NoSNAT: noSNAT, Time: a.Time}
+		ExternalSNAT: c.set.Host.ExternalSNAT, NoSNAT: noSNAT,
+		PerPodRules: c.set.Host.RuleLayout == hostnet.LayoutPerPod, Time: a.Time}
 }
 
 func delReply(a datastore.Allocation) DelReply {

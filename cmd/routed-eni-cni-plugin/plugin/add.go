@@ -66,7 +66,7 @@ func (p *Plugin) finish(ctx context.Context, c *call, reply addReply) ([]allocat
 	if err != nil {
 		return nil, nil, fmt.Errorf("add command: failed to setup network: %w", err)
 	}
-	result, err := c.result(list, c.interfaces(list)).GetAsVersion(c.conf.CNIVersion)
+	result, err := c.result(list, c.interfaces(list, reply.perPodRules)).GetAsVersion(c.conf.CNIVersion)
 	if err == nil && reply.policyMode != "" {
 		forward, cancel := podnet.WithReserve(ctx, time.Now())
 		defer cancel()
@@ -103,7 +103,7 @@ func (p *Plugin) wire(ctx context.Context, c *call, reply addReply) ([]allocatio
 	wired, err := podnet.Setup(ctx, podnet.Pod{
 		Netns:       c.args.Netns,
 		ContainerID: c.args.ContainerID,
-		Interfaces:  c.interfaces(list),
+		Interfaces:  c.interfaces(list, reply.perPodRules),
 	})
 	return list, wired, err
 }

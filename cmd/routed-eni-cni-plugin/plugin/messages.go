@@ -105,6 +105,7 @@ type addReply struct {
 	vlan         int32      // 7
 	policyMode   string     // 13
 	code, reason string     // 100, 101
+	perPodRules  bool       // 102
 }
 
 func (m *addReply) decode(b []byte) error {
@@ -123,6 +124,8 @@ func (m *addReply) decode(b []byte) error {
 			m.code = value.text()
 		case 101<<3 | wireBytes:
 			m.reason = value.text()
+		case 102<<3 | wireVarint:
+			m.perPodRules = value.number != 0
 		}
 	})
 	return errors.Join(err, inner)

@@ -82,9 +82,9 @@ func TestRepliesAreThoseOfTheContract(t *testing.T) {
 	decode(t, complete(t, &rpc.AddNetworkReply{
 		Success: true, IPAllocationMetadata: addresses, UseExternalSNAT: true, VPCv4CIDRs: []string{"10.0.0.0/8"}, PodVlanId: 7,
 		PodENIMAC: "mac", PodENISubnetGW: "gw", ParentIfIndex: 3, VPCv6CIDRs: []string{"fd00::/8"}, NetworkPolicyMode: "strict",
-		Code: "code", Reason: "reason",
+		Code: "code", Reason: "reason", PerPodRules: true,
 	}), add.decode)
-	if !reflect.DeepEqual(add, addReply{true, want, 7, "strict", "code", "reason"}) {
+	if !reflect.DeepEqual(add, addReply{true, want, 7, "strict", "code", "reason", true}) {
 		t.Errorf("got %+v", add)
 	}
 	var del delReply

@@ -74,8 +74,8 @@ func remains(list []allocation) podnet.Remains {
 	return r
 }
 
-// interfaces names both ends of each of the pod's interfaces.
-func (c *call) interfaces(list []allocation) []podnet.Interface {
+// interfaces names both ends of each of the pod's interfaces, and says whether the pod has rules of its own.
+func (c *call) interfaces(list []allocation, perPodRules bool) []podnet.Interface {
 	var interfaces []podnet.Interface
 	for i, a := range list {
 		name := c.args.IfName
@@ -91,6 +91,13 @@ func (c *call) interfaces(list []allocation) []podnet.Interface {
 
 			SourceCheck: c.conf.sourceCheck(),
 		})
+		if perPodRules {
+			// As the predecessor, which takes the tables 0 and 1 for main.
+			interfaces[i].RuleTable = names.TableMain
+			if a.table > 1 {
+				interfaces[i].RuleTable = a.table
+			}
+		}
 	}
 	return interfaces
 }

@@ -35,6 +35,7 @@ func Settings(c config.Config, limits awsutils.Limits, log *slog.Logger) ipamd.S
 			ENIMask:              c.ENIMask,
 			VethPrefix:           c.VethPrefix,
 			MTU:                  c.MTU,
+			RuleLayout:           ruleLayout[c.RuleLayout],
 		},
 	}
 	s.Targets.WarmENI, s.Targets.WarmIP, s.Targets.MinimumIP = c.WarmENITarget, c.WarmIPTarget, c.MinimumIPTarget
@@ -52,6 +53,11 @@ var snatRandom = map[config.SNATRandom]hostnet.SNATRandom{
 	config.SNATRandomFully: hostnet.SNATRandomFully,
 	config.SNATRandomHash:  hostnet.SNATRandomHash,
 	config.SNATRandomNone:  hostnet.SNATRandomNone,
+}
+
+var ruleLayout = map[config.RuleLayout]hostnet.RuleLayout{
+	config.RuleLayoutTables: hostnet.LayoutTables,
+	config.RuleLayoutPerPod: hostnet.LayoutPerPod,
 }
 
 // TypeLimits asks EC2 for an instance type's limits. *awsutils.EC2 has it.

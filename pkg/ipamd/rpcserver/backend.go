@@ -95,6 +95,7 @@ func (b *cniBackend) addReply(r ipamd.AddReply) *rpc.AddNetworkReply {
 		IPAllocationMetadata: allocation(r.Address, r.Device, r.Table),
 		UseExternalSNAT:      r.ExternalSNAT,
 		NetworkPolicyMode:    b.policyMode,
+		PerPodRules:          r.PerPodRules,
 	}
 	for _, p := range r.NoSNAT {
 		if p.Addr().Is4() {

@@ -28,6 +28,7 @@ func (h *Host) Apply(ctx context.Context, cfg Config) (Report, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	a := &apply{h: h, desired: desired, report: Report{NotReady: map[string]error{}}}
+	a.perPod.pods = map[*family]map[netip.Prefix]bool{}
 	for id, err := range desired.Unfit {
 		a.report.NotReady[id] = err
 	}
@@ -50,6 +51,7 @@ type apply struct {
 	errs    []error
 	// localBehind tells that some family's rule for the host's own addresses is behind those of branch ENIs' pods.
 	localBehind bool
+	perPod      perPod
 }
 
 // run returns an error only for what makes every ENI unusable.
@@ -83,6 +85,9 @@ func (a *apply) run(ctx context.Context) error {
 	// Deletes come last: until here every packet found either the old state or the new one.
 	for _, r := range staleRules {
 		a.write("delete rule "+r.String(), "", deleteRule(a.h.handle, r))
+	}
+	if err := a.settlePodRules(); err != nil {
+		return err
 	}
 	for _, r := range staleRoutes {
 		a.write(fmt.Sprintf("delete route %s table %d", r.dst, r.table), "", deleteRoute(a.h.handle, r))
@@ -199,6 +204,7 @@ func (a *apply) routes(ctx context.Context, f *family) ([]route, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.perPod.pods[f] = podsOf(have)
 	var want []route
 	eniOf := make(map[route]string)
 	for _, r := range a.desired.Routes {
@@ -275,6 +281,10 @@ func (a *apply) rules(f *family) ([]rule, error) {
 		if err != nil {
 			return stale, nil
 		}
+	}
+	if !a.podRules(f, have) {
+		// The rule for all pods may still be needed.
+		stale = slices.DeleteFunc(stale, func(r rule) bool { return r.Priority == names.PriorityPods })
 	}
 	return append(stale, move.del...), nil
 }

@@ -57,6 +57,8 @@ type Config struct {
 	VethPrefix string
 	// MTU of every managed ENI, in bytes (AWS_VPC_ENI_MTU). 0 leaves it alone.
 	MTU int
+	// RuleLayout is how ip rules lead to pods (POD_RULE_LAYOUT).
+	RuleLayout RuleLayout
 }
 
 // ENI is one managed ENI as the host's network sees it.

@@ -20,6 +20,9 @@ type Desired struct {
 	Filters   []Filter // one per family that pods have
 	// LocalBehind are the families whose rule for the host's own addresses comes after those of branch ENIs' pods.
 	LocalBehind []*family
+	// RuleLayout and, with LayoutPerPod, PodTables say which rules pods have of their own.
+	RuleLayout RuleLayout
+	PodTables  []podTable
 	// Unfit has the reason for each ENI (by id) that is left out of the rest because it contradicts itself, another
 	// ENI or the marks.
 	Unfit map[string]error
@@ -97,6 +100,9 @@ func (d Desired) String() string {
 	}
 	for _, r := range d.Rules {
 		fmt.Fprintf(&b, "rule %s\n", r)
+	}
+	for _, t := range d.PodTables {
+		fmt.Fprintf(&b, "pods %s rules 512, 1536 lookup %d\n", t.Pool, t.Table)
 	}
 	for _, r := range d.Routes {
 		fmt.Fprintf(&b, "route %s\n", r)

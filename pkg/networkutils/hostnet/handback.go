@@ -15,12 +15,6 @@ import (
 	"vpccni/pkg/networkutils/names"
 )
 
-// The rules that the predecessor has for each pod.
-const (
-	priorityToPod   = 512
-	priorityFromPod = 1536
-)
-
 // HandedBack says what a HandBack did.
 type HandedBack struct {
 	Pods int // that have rules of their own now
@@ -126,11 +120,7 @@ func (h *Host) podRules(r route, table int) error {
 	if err != nil {
 		return fmt.Errorf("route in main: %w", err)
 	}
-	list := []Rule{{V6: f.v6, Priority: priorityToPod, Dst: pod, Table: names.TableMain}}
-	if table != names.TableMain {
-		list = append(list, Rule{V6: f.v6, Priority: priorityFromPod, Src: pod, Table: table})
-	}
-	for _, rule := range list {
+	for _, rule := range podRules(pod, table) {
 		if err := h.handle.RuleAdd(rule.toNetlink(unix.RTPROT_UNSPEC)); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("rule %s: %w", rule, err)
 		}

@@ -69,6 +69,9 @@ func Render(cfg Config) (Desired, error) {
 			d.LocalBehind = append(d.LocalBehind, f)
 		}
 	}
+	if d.RuleLayout = cfg.RuleLayout; d.RuleLayout == LayoutPerPod {
+		d.PodTables = podTables(primary, secondary)
+	}
 	return d, nil
 }
 
@@ -241,9 +244,9 @@ func (f *family) unreachable(e ENI) []Route {
 }
 
 func (f *family) rules(cfg Config, m marks, secondary []eni) []Rule {
-	list := []Rule{
-		{Priority: names.PriorityPods, Table: names.TablePods},
-		{Priority: names.PriorityUnassigned, Table: names.TableUnassigned},
+	list := []Rule{{Priority: names.PriorityUnassigned, Table: names.TableUnassigned}}
+	if cfg.RuleLayout == LayoutTables {
+		list = append([]Rule{{Priority: names.PriorityPods, Table: names.TablePods}}, list...)
 	}
 	if cfg.NodePort || !cfg.ExternalSNAT {
 		list = append(list, Rule{

@@ -37,10 +37,12 @@ type scope struct {
 	tables map[int]bool
 	// localBehind tells that rules of branch ENIs' pods decide where the rule for the host's own addresses is.
 	localBehind bool
+	perPod      bool // pods have rules of their own
 }
 
 func (h *Host) setScope(d Desired, linkOf map[string]link, localBehind bool) {
-	s := scope{macs: map[string]bool{}, links: map[int]bool{}, tables: map[int]bool{}, localBehind: localBehind}
+	s := scope{macs: map[string]bool{}, links: map[int]bool{}, tables: map[int]bool{}, localBehind: localBehind,
+		perPod: d.RuleLayout == LayoutPerPod}
 	for _, l := range d.Links {
 		s.macs[l.MAC] = true
 		if l, ok := linkOf[l.ENI]; ok {
@@ -181,6 +183,10 @@ func (h *Host) routeReason(m syscall.NetlinkMessage) string {
 			return fmt.Sprintf("rule at priority %d", p)
 		case names.PriorityVLAN:
 			if s.localBehind {
+				return fmt.Sprintf("rule at priority %d", p)
+			}
+		case names.PriorityFromPod:
+			if s.perPod {
 				return fmt.Sprintf("rule at priority %d", p)
 			}
 		}

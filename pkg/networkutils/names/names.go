@@ -46,7 +46,12 @@ const (
 	PriorityExternalService = 1535 // external service CIDRs: lookup main
 	// PriorityENI is that of packets of a secondary ENI's addresses: lookup that ENI's table. The predecessor's rules
 	// for single pods, at 1536, go first: should it come back, an address may be on another ENI by then.
-	PriorityENI        = 1537
+	PriorityENI = 1537
+	// PriorityToPod and PriorityFromPod are those of the rules of single pods, which the predecessor writes, and this
+	// version with POD_RULE_LAYOUT=per-pod: to POD lookup main; from POD lookup the table of its ENI, unless that is the
+	// primary one.
+	PriorityToPod      = 512
+	PriorityFromPod    = 1536
 	PriorityENIAddress = 32765 // host sockets bound to a secondary ENI's own address
 )
 

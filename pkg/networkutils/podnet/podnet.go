@@ -4,7 +4,7 @@
 //
 // The package lives in a process that starts, wires one pod and ends, so it dumps nothing, moves no device between
 // namespaces (that waits for RCU grace periods under the lock that every other ADD needs) and starts no program.
-// Everything that Setup makes hangs on the veth: taking that away is a complete roll-back.
+// Everything that Setup makes hangs on the veth, but for rules of the pod's own: taking these away is a complete roll-back.
 package podnet
 
 import (
@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,9 @@ type Interface struct {
 	MTU int
 	// SourceCheck has the host drop what the pod sends from an address that is not routed back to it.
 	SourceCheck bool
+	// RuleTable, unless 0, gives the address rules of its own on the host: one that leads to it, and one that sends what
+	// comes from it to this table, if that is not main.
+	RuleTable int
 }
 
 // setupReserve is the part of the caller's time that Setup keeps for taking back what it made. Removing a veth waits
@@ -51,8 +55,9 @@ const setupReserve = 2 * time.Second
 
 // Wired is a pod that was set up. Its zero value is one that was not.
 type Wired struct {
-	dial dialer
-	made []int32 // indexes of the host veths
+	dial  dialer
+	made  []int32   // indexes of the host veths
+	rules []message // that take back rules which were made
 }
 
 // Undo takes the pod's wiring back, for a caller that could not finish what else the pod needs. The links are deleted
@@ -70,7 +75,7 @@ func (w Wired) Undo(ctx context.Context) error {
 }
 
 func (w Wired) undo(ctx context.Context, host *conn) error {
-	var messages []message
+	messages := slices.Clone(w.rules)
 	for _, index := range w.made {
 		messages = append(messages, deleteLinkByIndex(index))
 	}
@@ -155,6 +160,11 @@ func (w *wiring) add(ctx context.Context, pod Pod, i int) error {
 	defer inPod.close()
 	if err := inPod.all(ctx, podState(iface, i, veth.pod, macs.host)); err != nil {
 		return fmt.Errorf("in the pod: %w", err)
+	}
+	if iface.RuleTable != 0 {
+		for _, addr := range iface.addrs() {
+			w.rules = append(w.rules, takeBack(deleteRuleTo(addr)), takeBack(deleteRuleFrom(addr)))
+		}
 	}
 	if err := w.host.all(ctx, hostState(iface, veth.host)); err != nil {
 		return fmt.Errorf("on the host: %w", err)

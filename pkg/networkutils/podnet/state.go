@@ -65,8 +65,7 @@ func podState(iface Interface, i int, index int32, gatewayMAC mac) []message {
 }
 
 // hostState is what the pod needs on the host besides the veth: the route in the table of pods, and the one in main
-// for those who look there. Nothing here depends on how many pods there are. (A layout with rules per pod would add
-// its rules to this list and to deleteHostRoutes.)
+// for those who look there. Nothing here depends on how many pods there are, unless the layout asks for rules per pod.
 func hostState(iface Interface, index int32) []message {
 	up := linkUp(iface.HostVeth, index)
 	if iface.SourceCheck && iface.Address.Addr().Is4() {
@@ -78,8 +77,28 @@ func hostState(iface Interface, index int32) []message {
 			newRoute(route{dst: single(addr), link: index, table: names.TablePods, protocol: names.RouteProtocol}),
 			newRoute(route{dst: single(addr), link: index, table: names.TableMain, protocol: unix.RTPROT_BOOT}),
 		)
+		state = append(state, hostRules(addr, iface.RuleTable)...)
 	}
 	return state
+}
+
+// hostRules are the rules of the pod's own, if a table is given. One that sends its packets to another ENI is of an
+// earlier pod whose DEL was cut short. The rules come after the routes, so that whoever sees a rule sees its pod as well.
+func hostRules(addr netip.Addr, table int) []message {
+	if table == 0 {
+		return nil
+	}
+	rules := []message{takeBack(deleteRuleFrom(addr)), newRuleTo(addr)}
+	if table != names.TableMain {
+		rules = append(rules, newRuleFrom(addr, table, names.PriorityFromPod))
+	}
+	return rules
+}
+
+// takeBack is a deletion of what may be gone.
+func takeBack(m message) message {
+	m.ignore = []unix.Errno{unix.ENOENT}
+	return m
 }
 
 // deleteHostRoutes undoes the routes of hostState; link 0 stands for any.
@@ -155,6 +174,18 @@ func newNeighbour(addr netip.Addr, lladdr mac, index int32) message {
 	m.data = append(m.data, 0, 0)
 	m.bytes(unix.NDA_DST, addr.AsSlice())
 	m.bytes(unix.NDA_LLADDR, lladdr[:])
+	return m
+}
+
+// newRuleTo has the pod's route looked up in main before anything else.
+func newRuleTo(addr netip.Addr) message {
+	m := newMessage(fmt.Sprintf("add rule to %s lookup main", addr), unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	m.data = append(m.data, family(addr), uint8(addr.BitLen()), 0, 0, unix.RT_TABLE_MAIN, 0, 0, unix.FR_ACT_TO_TBL)
+	m.data = order.AppendUint32(m.data, 0)
+	m.bytes(unix.FRA_DST, addr.AsSlice())
+	m.u32(unix.FRA_PRIORITY, names.PriorityToPod)
+	m.u32(unix.FRA_TABLE, names.TableMain)
+	m.ignore = []unix.Errno{unix.EEXIST}
 	return m
 }
 

@@ -24,14 +24,11 @@ type Remains struct {
 	VLAN int
 }
 
-// predecessorENI is the priority of the rules by which versions up to 1.23 send a pod's packets to its ENI's table.
-const predecessorENI = 1536
-
 // maxRules bounds how many rules of one kind a pod can have: versions long ago made one for each range of the VPC.
 const maxRules = 64
 
-// Teardown removes the host's routes to the pod, and the rules that versions before this one made for each pod. What is
-// gone already is fine, and so is a missing namespace.
+// Teardown removes the host's routes to the pod, and the rules of its own that it has with per-pod layout, or from a
+// version before this one. What is gone already is fine, and so is a missing namespace.
 func Teardown(ctx context.Context, remains Remains) error {
 	host, err := dialer{}.open()
 	if err != nil {
@@ -204,23 +201,24 @@ func deleteRuleLookup(family uint8, table int, priority uint32) message {
 	return m
 }
 
-// deleteRuleTo deletes the rule by which versions before this one looked for a pod's route in main.
+// deleteRuleTo deletes the rule by which versions before this one, and this one with rules per pod, look for a pod's
+// route in main.
 func deleteRuleTo(addr netip.Addr) message {
 	m := newMessage(fmt.Sprintf("delete rule to %s", addr), unix.RTM_DELRULE, 0)
 	m.data = append(m.data, family(addr), uint8(addr.BitLen()), 0, 0, unix.RT_TABLE_MAIN, 0, 0, unix.FR_ACT_TO_TBL)
 	m.data = order.AppendUint32(m.data, 0)
 	m.bytes(unix.FRA_DST, addr.AsSlice())
-	m.u32(unix.FRA_PRIORITY, names.PriorityPods)
+	m.u32(unix.FRA_PRIORITY, names.PriorityToPod)
 	m.u32(unix.FRA_TABLE, names.TableMain)
 	return m
 }
 
-// deleteRuleFrom deletes a rule by which versions before this one sent a pod's packets to its ENI's table.
+// deleteRuleFrom deletes a rule by which the same versions send a pod's packets to its ENI's table.
 func deleteRuleFrom(addr netip.Addr) message {
 	m := newMessage(fmt.Sprintf("delete rule from %s", addr), unix.RTM_DELRULE, 0)
 	m.data = append(m.data, family(addr), 0, uint8(addr.BitLen()), 0, unix.RT_TABLE_UNSPEC, 0, 0, unix.FR_ACT_TO_TBL)
 	m.data = order.AppendUint32(m.data, 0)
 	m.bytes(unix.FRA_SRC, addr.AsSlice())
-	m.u32(unix.FRA_PRIORITY, predecessorENI)
+	m.u32(unix.FRA_PRIORITY, names.PriorityFromPod)
 	return m
 }

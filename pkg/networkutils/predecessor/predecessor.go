@@ -22,12 +22,6 @@ import (
 	"vpccni/pkg/networkutils/names"
 )
 
-// The rules that the predecessor writes for each pod.
-const (
-	priorityToPod   = 512  // to POD lookup main
-	priorityFromPod = 1536 // from POD lookup TABLE; before v1.8 one for each range of the VPC
-)
-
 const (
 	requestTimeout = 10 * time.Second
 	dumpTries      = 5
@@ -37,6 +31,8 @@ const (
 type Options struct {
 	NetNS int          // file descriptor of the namespace; 0 is the process's own
 	Log   *slog.Logger // none if nil
+	// PerPod leaves the rules of single pods that live: this version writes them too (POD_RULE_LAYOUT).
+	PerPod bool
 	// Lock is the lock file of iptables' legacy backend; xtables.LockFile if empty.
 	Lock string
 }
@@ -172,7 +168,7 @@ func sweepRules(ctx context.Context, o Options, ours func(netip.Addr) bool) (n i
 		}
 		_, lives := inMain[r.pod]
 		_, routed := adopted[r.pod]
-		if lives && (r.to && !routed || !r.to && !ours(r.pod)) {
+		if lives && (o.PerPod || r.to && !routed || !r.to && !ours(r.pod)) {
 			continue
 		}
 		switch err := h.RuleDel(&r.rule); {
@@ -206,9 +202,9 @@ func podRules(ctx context.Context, h *netlink.Handle) ([]podRule, error) {
 		dst, hasDst := addrOf(r.Dst)
 		src, hasSrc := addrOf(r.Src)
 		switch {
-		case r.Priority == priorityToPod && hasDst && r.Src == nil && r.Table == names.TableMain:
+		case r.Priority == names.PriorityToPod && hasDst && r.Src == nil && r.Table == names.TableMain:
 			out = append(out, podRule{pod: dst, to: true, rule: r})
-		case r.Priority == priorityFromPod && hasSrc && isENITable(r.Table):
+		case r.Priority == names.PriorityFromPod && hasSrc && isENITable(r.Table):
 			out = append(out, podRule{pod: src, rule: r})
 		}
 	}
