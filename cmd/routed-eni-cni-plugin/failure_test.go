@@ -59,7 +59,10 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 			r.IPAllocationMetadata = append(r.IPAllocationMetadata, &rpc.IPAllocationMetadata{IPv4Addr: "0.0.0.0"})
 		}), "no address for a pod", true},
 		"policy agent is away": {edit(func(r *rpc.AddNetworkReply) { r.NetworkPolicyMode = "strict" }), "failed to setup network policy", true},
-		"branch ENI":           {edit(func(r *rpc.AddNetworkReply) { r.PodVlanId = 7 }), "branch ENI", true},
+		"policy agent is away, rules per pod": {edit(func(r *rpc.AddNetworkReply) {
+			r.NetworkPolicyMode, r.PerPodRules, r.IPAllocationMetadata[0].RouteTableId = "strict", true, 2
+		}), "failed to setup network policy", true},
+		"branch ENI": {edit(func(r *rpc.AddNetworkReply) { r.PodVlanId = 7 }), "branch ENI", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, ipamdtest.Config{})
@@ -69,8 +72,8 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 			if code != 999 || !strings.Contains(message, tt.want) {
 				t.Errorf("got %d %q", code, message)
 			}
-			if n.pods() != 0 || n.routes() != "" || n.ipamd.Held() != 0 {
-				t.Errorf("left behind: %d veths, %d addresses, routes %q", n.pods(), n.ipamd.Held(), n.routes())
+			if n.pods() != 0 || n.routes() != "" || n.podRules() != "" || n.ipamd.Held() != 0 {
+				t.Errorf("left behind: %d veths, %d addresses, routes %q, rules %q", n.pods(), n.ipamd.Held(), n.routes(), n.podRules())
 			}
 			if dels := n.ipamd.Dels(); tt.released != (len(dels) == 1 && dels[0].GetReason() == "SetupNSFailed") {
 				t.Errorf("ipamd was told %v", dels)

@@ -74,14 +74,21 @@ func dump(ns *nstest.NS, family string) string {
 
 func TestSetupGolden(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct{ family, address, golden string }{
-		{"-4", "10.0.1.11/32", "pod4"},
-		{"-6", "2001:db8::11/128", "pod6"},
+	for _, tt := range []struct {
+		family, address, golden string
+		table                   int
+	}{
+		{"-4", "10.0.1.11/32", "pod4", 0},
+		{"-6", "2001:db8::11/128", "pod6", 0},
+		{"-4", "10.0.1.11/32", "pod4-rules-primary", names.TableMain},
+		{"-4", "10.0.1.11/32", "pod4-rules", 10101},
+		{"-6", "2001:db8::11/128", "pod6-rules", 2},
 	} {
 		t.Run(tt.golden, func(t *testing.T) {
 			t.Parallel()
 			host, netns := nstest.New(t), nstest.New(t)
 			pod := podOf(netns, "c1", "web-0", tt.address)
+			pod.Interfaces[0].RuleTable = tt.table
 			mustSetup(t, host, pod)
 			got := "== host\n" + dump(host, tt.family) + "== pod\n" + dump(netns, tt.family)
 			golden(t, tt.golden, got)

@@ -32,6 +32,8 @@ type host struct {
 	*nstest.NS
 	t    *testing.T
 	opts Options
+
+	layout hostnet.RuleLayout
 }
 
 func newHost(t *testing.T) *host {
@@ -79,7 +81,7 @@ func (h *host) apply() {
 	}
 	subnet := netip.MustParsePrefix("10.0.1.0/24")
 	report, err := host.Apply(h.t.Context(), hostnet.Config{
-		VPCCIDRs: h.node().VPC, NodePort: true, PrimaryMark: names.DefaultPrimaryMark, ENIMask: names.DefaultENIMask, VethPrefix: "eni", MTU: 9001,
+		VPCCIDRs: h.node().VPC, NodePort: true, PrimaryMark: names.DefaultPrimaryMark, ENIMask: names.DefaultENIMask, VethPrefix: "eni", MTU: 9001, RuleLayout: h.layout,
 		ENIs: []hostnet.ENI{
 			{ID: "eni-0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 0}, Primary: true, Address: netip.MustParseAddr("10.0.1.10"), SubnetCIDR: subnet, Pool: single(pod1, "10.0.1.12")},
 			{ID: "eni-1", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Device: 1, Address: netip.MustParseAddr("10.0.1.30"), SubnetCIDR: subnet, Pool: single(pod2, gone)},
@@ -186,6 +188,26 @@ func difference(got, want string) string {
 		}
 	}
 	return b.String()
+}
+
+// With rules per pod those of the pods that live stay, and only those.
+func TestTakeOverWithRulesPerPod(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.opts.PerPod = true
+	h.sh(upstream.V122.Script(h.node()) + upstream.V122.PodScript(upstream.Pod{IP: netip.MustParseAddr(gone), Veth: "eniaaaaaaaaaaa", Table: 2}) +
+		"ip route del " + gone)
+	before := h.sh("ip rule | grep -E '^(512|1536):' | grep -v " + gone)
+	h.adopt()
+	h.layout = hostnet.LayoutPerPod
+	h.apply()
+	h.sweep()
+	if got := h.sh("ip rule | grep -E '^(512|1536):'"); got != before {
+		t.Errorf("rules of pods were\n%sand are\n%s", before, got)
+	}
+	if left := h.sh("iptables-legacy-save | grep AWS || true"); left != "" {
+		t.Errorf("left of the predecessor:\n%s", left)
+	}
 }
 
 // A pod whose address is on none of the ENIs any more keeps the rule by which its packets leave, while it lives.
