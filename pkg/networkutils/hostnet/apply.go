@@ -84,7 +84,7 @@ func (a *apply) run(ctx context.Context) error {
 	}
 	// Deletes come last: until here every packet found either the old state or the new one.
 	for _, r := range staleRules {
-		a.write("delete rule "+r.String(), "", deleteRule(a.h.handle, r))
+		a.write("delete rule "+r.String(), "", r.delete(a.h.rtnl))
 	}
 	if err := a.settlePodRules(); err != nil {
 		return err
@@ -271,12 +271,12 @@ func (a *apply) rules(f *family) ([]rule, error) {
 	want := slices.DeleteFunc(slices.Clone(a.desired.Rules), func(r Rule) bool { return r.family() != f })
 	add, stale := diffRules(have, want)
 	for _, r := range add {
-		a.write("add rule "+r.String(), eniOf[r.Table], addRule(a.h.handle, r))
+		a.write("add rule "+r.String(), eniOf[r.Table], r.add(a.h.rtnl))
 	}
 	move := diffLocal(f, have, slices.Contains(a.desired.LocalBehind, f))
 	a.localBehind = a.localBehind || move.behind
 	for _, r := range move.add {
-		err := addRule(a.h.handle, r)
+		err := r.add(a.h.rtnl)
 		a.write("add rule "+r.String(), "", err)
 		if err != nil {
 			return stale, nil
@@ -356,12 +356,12 @@ func (h *Host) cleanup(conn *nfttable.Conn, f *family) error {
 	}
 	move := diffLocal(f, rules, false)
 	for _, r := range move.add {
-		if err := addRule(h.handle, r); err != nil {
+		if err := r.add(h.rtnl); err != nil {
 			errs, move.del = append(errs, err), nil
 		}
 	}
 	for _, r := range append(stale, move.del...) {
-		errs = append(errs, deleteRule(h.handle, r))
+		errs = append(errs, r.delete(h.rtnl))
 	}
 	there, err := conn.Exists(f.nft, names.NFTable)
 	errs = append(errs, err)

@@ -83,12 +83,12 @@ func (h *Host) handBack(conn *nfttable.Conn, f *family, marks bool) (HandedBack,
 		}
 		// The kernel tells rules apart by their protocol too: the other CNI would add a second one.
 		if r.shared() {
-			if err := h.handle.RuleAdd(r.toNetlink(unix.RTPROT_UNSPEC)); err != nil && !errors.Is(err, unix.EEXIST) {
+			if err := (rule{Rule: r.Rule}).add(h.rtnl); err != nil {
 				errs = append(errs, fmt.Errorf("rule %s: %w", r, err))
 				continue
 			}
 		}
-		errs = append(errs, deleteRule(h.handle, r))
+		errs = append(errs, r.delete(h.rtnl))
 	}
 	for _, r := range routes {
 		if r.table == names.TableUnassigned && r.ours() || r.table == names.TablePods {
@@ -120,9 +120,9 @@ func (h *Host) podRules(r route, table int) error {
 	if err != nil {
 		return fmt.Errorf("route in main: %w", err)
 	}
-	for _, rule := range podRules(pod, table) {
-		if err := h.handle.RuleAdd(rule.toNetlink(unix.RTPROT_UNSPEC)); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("rule %s: %w", rule, err)
+	for _, r := range podRules(pod, table) {
+		if err := (rule{Rule: r}).add(h.rtnl); err != nil {
+			return fmt.Errorf("rule %s: %w", r, err)
 		}
 	}
 	return nil

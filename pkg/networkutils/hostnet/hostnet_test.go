@@ -40,11 +40,14 @@ func newNode(t testing.TB, links int) *node {
 	t.Helper()
 	n := &node{NS: nstest.New(t), t: t}
 	var script strings.Builder
+	// Link-local addresses are there at once, not after a second.
+	script.WriteString("echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad;")
 	for i := range links {
 		script.WriteString(addLinkScript(i))
 	}
 	// What a node has of its own.
-	script.WriteString("ip address add 10.0.1.10/24 dev eth0; ip link set eth0 up; ip route add default via 10.0.1.1")
+	script.WriteString(`ip address add 10.0.1.10/24 dev eth0; ip link set eth0 up; ip route add default via 10.0.1.1
+		ip -6 address add 2001:db8:10:1::10/64 dev eth0 nodad; ip -6 route add default via fe80:ec2::1 dev eth0`)
 	n.Run("sh", "-e", "-c", script.String())
 	n.host = n.open()
 	return n
@@ -107,7 +110,33 @@ func (n *node) state() string {
 		section("ip route show table "+t, parts[2+i])
 	}
 	section("nft list table ip vpc-cni", sortBlocks(parts[8]))
-	return b.String()
+	return b.String() + n.state6()
+}
+
+// state6 is the same of IPv6: empty if there is nothing but what the kernel and newNode made. Link-local routes are left
+// out.
+func (n *node) state6() string {
+	n.t.Helper()
+	const bare = "0:\tfrom all lookup local proto kernel\n32766:\tfrom all lookup main proto kernel"
+	parts := strings.Split(n.Run("sh", "-c", `
+		ip -6 -details rule; echo @; ip -6 -details route show table main | grep -v ^unicast.fe80::; echo @
+		for t in 2 3 4 10102 5120 5121; do ip -6 -details route show table $t 2>/dev/null; echo @; done
+		nft list table ip6 vpc-cni 2>/dev/null; true`), "@\n")
+	var b strings.Builder
+	section := func(title, text string) {
+		if text = strings.TrimRight(text, " \n"); text != "" {
+			fmt.Fprintf(&b, "# %s\n%s\n", title, text)
+		}
+	}
+	for i, t := range []string{"2", "3", "4", "10102", "5120", "5121"} {
+		section("ip -6 route show table "+t, parts[2+i])
+	}
+	section("nft list table ip6 vpc-cni", sortBlocks(parts[8]))
+	rules := sortRules(parts[0])
+	if b.Len() == 0 && rules == bare {
+		return ""
+	}
+	return "# ip -6 rule\n" + rules + "\n# ip -6 route show table main\n" + parts[1] + b.String()
 }
 
 // linkState is what the tools say about the links themselves.
@@ -116,7 +145,9 @@ func (n *node) linkState() string {
 	return "# links\n" + n.Run("sh", "-c", `for l in eth0 eth1 eth2 eth3; do
 		echo $l rp_filter $(cat /proc/sys/net/ipv4/conf/$l/rp_filter) \
 			$(ip -oneline link show $l | grep -oE 'mtu [0-9]+|state [A-Z]+') \
-			$(ip -oneline -4 address show dev $l | awk '{print $4, ($0 ~ /noprefixroute/) ? "noprefixroute" : ""}')
+			$(ip -oneline -4 address show dev $l | awk '{print $4, ($0 ~ /noprefixroute/) ? "noprefixroute" : ""}') \
+			$([ $l = eth0 ] || ip -oneline -6 address show dev $l scope global | awk '{
+				print $4; for (i = 5; i <= NF; i++) if ($i ~ /nodad|noprefixroute|tentative/) print $i }')
 	done`)
 }
 
@@ -187,10 +218,11 @@ func mac(i int) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 0, byte(i
 func prefixes(list ...string) []netip.Prefix {
 	var out []netip.Prefix
 	for _, s := range list {
-		if !strings.Contains(s, "/") {
-			s += "/32"
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			p = host(netip.MustParseAddr(s))
 		}
-		out = append(out, netip.MustParsePrefix(s))
+		out = append(out, p)
 	}
 	return out
 }
@@ -227,6 +259,7 @@ func config(enis ...ENI) Config {
 }
 
 func with(cfg Config, change func(*Config)) Config {
+	cfg.ENIs = slices.Clone(cfg.ENIs)
 	change(&cfg)
 	return cfg
 }
@@ -240,6 +273,14 @@ type scenario struct {
 func scenarios() []scenario {
 	three := config(primaryENI("10.0.1.11", "10.0.1.12"), secondaryENI(1, "10.0.1.31", "10.0.1.32"),
 		secondaryENI(2, "100.64.2.11", "100.64.2.13"))
+	three6 := with(config(with6(primaryENI(), "2001:db8:10:1:a::/80"), with6(secondaryENI(1), "2001:db8:10:1:b::/80"),
+		with6(secondaryENI(2), "2001:db8:10:2::11", "2001:db8:10:2::13")), func(c *Config) {
+		c.IPv6, c.VPCCIDRs = true, nil
+	})
+	dual := with(config(with6(primaryENI("10.0.1.11"), "2001:db8:10:1:a::/80"),
+		with6(secondaryENI(1, "10.0.1.128/28"), "2001:db8:10:1:b::/80", "2001:db8:10:1::77"), secondaryENI(2, "100.64.2.11")), func(c *Config) {
+		c.IPv4, c.IPv6 = true, true
+	})
 	return []scenario{
 		{"primary-only", config(primaryENI("10.0.1.11", "10.0.1.12"))},
 		{"three-enis", three},
@@ -258,7 +299,32 @@ func scenarios() []scenario {
 			c.VPCCIDRs = prefixes("100.65.0.0/16", "10.0.0.0/16", "10.1.0.0/16", "100.64.0.0/16")
 		})},
 		{"second-card", config(primaryENI("10.0.1.11"), onCard(1, secondaryENI(2, "100.64.2.11")))},
+		{"ipv6", three6},
+		{"ipv6-no-nodeport", with(three6, func(c *Config) { c.NodePort = false })},
+		{"ipv6-strict", with(three6, func(c *Config) {
+			c.BranchPods = BranchStrict
+			c.ENIs[2].Trunk = true
+		})},
+		{"dual-stack", dual},
+		{"dual-stack-standard", with(dual, func(c *Config) { c.BranchPods = BranchStandard })},
+		{"strict", with(three, func(c *Config) {
+			c.BranchPods = BranchStrict
+			c.ENIs[2].Trunk = true
+		})},
 	}
+}
+
+// with6 gives the ENI addresses of IPv6 too.
+func with6(e ENI, pool ...string) ENI {
+	e.SubnetCIDR6 = netip.MustParsePrefix("2001:db8:10:1::/64")
+	if e.Device > 1 {
+		e.SubnetCIDR6 = netip.MustParsePrefix(fmt.Sprintf("2001:db8:10:%d::/64", e.Device))
+	}
+	own := e.SubnetCIDR6.Addr().As16()
+	own[15] = byte(0x10 + 0x20*e.Device)
+	e.Address6 = netip.AddrFrom16(own)
+	e.Pool = append(e.Pool, prefixes(pool...)...)
+	return e
 }
 
 func onCard(card int, e ENI) ENI {

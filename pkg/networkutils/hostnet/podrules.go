@@ -2,7 +2,6 @@ package hostnet
 
 import (
 	"cmp"
-	"errors"
 	"net/netip"
 	"slices"
 
@@ -67,7 +66,7 @@ func podRules(pod netip.Prefix, table int) []Rule {
 
 // pod returns whose rule it is, if it is one of a single pod's. They carry no protocol, as the predecessor's.
 func (r rule) pod() (pod netip.Prefix, ok bool) {
-	if r.other || r.Mask != 0 || r.protocol != unix.RTPROT_UNSPEC && r.protocol != unix.RTPROT_BOOT {
+	if r.other || r.Mask != 0 || r.Protocol != 0 || r.protocol != unix.RTPROT_UNSPEC && r.protocol != unix.RTPROT_BOOT {
 		return netip.Prefix{}, false
 	}
 	switch {
@@ -141,11 +140,7 @@ func (a *apply) podRules(f *family, have []rule) bool {
 	a.perPod.added, a.perPod.stale = append(a.perPod.added, add...), append(a.perPod.stale, stale...)
 	failed := len(a.errs)
 	for _, r := range add {
-		err := a.h.handle.RuleAdd(r.toNetlink(unix.RTPROT_UNSPEC))
-		if errors.Is(err, unix.EEXIST) { // since the rules were listed
-			err = nil
-		}
-		a.write("add rule "+r.String(), "", err)
+		a.write("add rule "+r.String(), "", (rule{Rule: r}).add(a.h.rtnl))
 	}
 	return len(a.errs) == failed
 }
@@ -169,7 +164,7 @@ func (a *apply) settlePodRules() error {
 			}
 		}
 		for _, r := range stale {
-			a.write("delete rule "+r.String(), "", deleteRule(a.h.handle, r))
+			a.write("delete rule "+r.String(), "", r.delete(a.h.rtnl))
 		}
 	}
 	return nil

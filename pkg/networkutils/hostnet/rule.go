@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"vpccni/pkg/networkutils/names"
@@ -107,32 +108,50 @@ func ruleOf(r netlink.Rule) rule {
 	return out
 }
 
-func (r Rule) toNetlink(protocol uint8) *netlink.Rule {
-	out := netlink.NewRule()
-	out.Family = r.family().number
-	out.Priority = r.Priority
-	out.Src, out.Dst = ipNet(r.Src), ipNet(r.Dst)
-	out.Table = r.Table
-	out.IPProto = r.Protocol
-	out.Protocol = protocol
+// add adds the rule; that it exists since it was looked for is no error.
+func (r rule) add(c *rtnl) error {
+	if err := r.send(c, unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
+
+func (r rule) delete(c *rtnl) error {
+	if err := r.send(c, unix.RTM_DELRULE, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+// send makes a request about the rule. The library's own call writes the packet's protocol in four bytes where the
+// kernel expects one, and complains in its log.
+func (r rule) send(c *rtnl, typ, flags int) error {
+	req := c.request(typ, flags|unix.NLM_F_ACK)
+	msg := nl.NewRtMsg()
+	msg.Family = uint8(r.family().number)
+	msg.Table, msg.Protocol, msg.Scope, msg.Type = unix.RT_TABLE_UNSPEC, unix.RTPROT_UNSPEC, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST
+	req.AddData(msg)
+	attr := func(typ int, value []byte) { req.AddData(nl.NewRtAttr(typ, value)) }
+	attr(nl.FRA_PRIORITY, nl.Uint32Attr(uint32(r.Priority)))
+	attr(nl.FRA_TABLE, nl.Uint32Attr(uint32(r.Table)))
+	if r.Src.IsValid() {
+		msg.Src_len = uint8(r.Src.Bits())
+		attr(nl.FRA_SRC, r.Src.Addr().AsSlice())
+	}
+	if r.Dst.IsValid() {
+		msg.Dst_len = uint8(r.Dst.Bits())
+		attr(nl.FRA_DST, r.Dst.Addr().AsSlice())
+	}
 	if r.Mask != 0 {
-		mask := r.Mask
-		out.Mark, out.Mask = r.Mark, &mask
+		attr(nl.FRA_FWMARK, nl.Uint32Attr(r.Mark))
+		attr(nl.FRA_FWMASK, nl.Uint32Attr(r.Mask))
 	}
-	return out
-}
-
-// addRule adds the rule; that it exists since it was looked for is no error.
-func addRule(h *netlink.Handle, r rule) error {
-	if err := h.RuleAdd(r.toNetlink(r.protocol)); err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
+	if r.Protocol != 0 {
+		attr(nl.FRA_IP_PROTO, nl.Uint8Attr(uint8(r.Protocol)))
 	}
-	return nil
-}
-
-func deleteRule(h *netlink.Handle, r rule) error {
-	if err := h.RuleDel(r.toNetlink(r.protocol)); err != nil && !errors.Is(err, unix.ENOENT) {
-		return err
+	if r.protocol != unix.RTPROT_UNSPEC {
+		attr(nl.FRA_PROTOCOL, nl.Uint8Attr(r.protocol))
 	}
-	return nil
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
 }

@@ -27,6 +27,11 @@ func (n *node) foreign() string {
 		"ip rule add priority 1024 fwmark 0x400/0xc00 lookup main",
 		"ip rule add priority 1536 from all iif eth1 lookup 77",
 		"ip rule add priority 32765 from 192.0.2.1 lookup 77",
+		"ip -6 rule add priority 512 to 2001:db8:10:1:a::1 lookup main",
+		"ip -6 rule add priority 1536 from 2001:db8:10:1:b::1 lookup 2",
+		"ip -6 rule add priority 1024 fwmark 0x400/0xc00 lookup main",
+		"ip -6 rule add priority 32765 from 2001:db8:77::1 lookup 77",
+		"ip -6 rule add priority 600 from 2001:db8:77::/64 unreachable proto 89",
 		"ip rule add priority 600 from 192.0.2.0/24 unreachable proto 89",
 		// Routes in and around our tables.
 		"ip route add 192.0.2.0/24 dev eth1 scope link table 2 proto static",
@@ -34,6 +39,11 @@ func (n *node) foreign() string {
 		"ip route add default via 10.0.1.1 dev eth0 table 150 proto 89",
 		"ip route add 169.254.169.254 dev eth0 scope link proto dhcp",
 		"ip route add unreachable 10.9.9.9 table 5121 proto static",
+		"ip -6 route add 2001:db8:10:1:a::1 dev eni0123456789a table 5120 proto 89",
+		"ip -6 route add 2001:db8:10:1:a::1 dev eni0123456789a",
+		"ip -6 route add 2001:db8:77::/64 dev eth1 table 2 proto static",
+		"ip -6 route add default via fe80:ec2::1 dev eth0 table 150 proto 89",
+		"ip -6 route add unreachable 2001:db8:79::9 table 5121 proto static",
 		`nft -f - <<'END'
 table ip aws-cni {
 	chain snat-mark {
@@ -50,6 +60,12 @@ table ip kube-proxy {
 		ip daddr 10.9.0.1 dnat to 10.0.1.11
 	}
 }
+table ip6 kube-proxy {
+	chain nat-prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		ip6 daddr 2001:db8:9::1 dnat to 2001:db8:10:1:a::1
+	}
+}
 table inet vpc-cni {
 	chain other {
 	}
@@ -62,18 +78,19 @@ END`,
 }
 
 // ownLines are the lines of a listing that Apply may change; the rest is not ours.
-var ownRules = []string{"512:\tfrom all lookup 5120", "513:\tfrom all lookup 5121", "1024:\tfrom all fwmark 0x80/0x80", "1024:\tfrom all fwmark 0x10/0x10",
-	"1535:", "1537:\tfrom all fwmark", "32765:\tfrom 10.0.1.30", "32765:\tfrom 100.64."}
+var ownRules = []string{"0:\tfrom all lookup local", "20:\tfrom all lookup local", "0:\tfrom fe80:ec2::1 ipproto ipv6-icmp", "512:\tfrom all lookup 5120", "513:\tfrom all lookup 5121", "1024:\tfrom all fwmark 0x80/0x80", "1024:\tfrom all fwmark 0x10/0x10",
+	"1535:", "1537:\tfrom all fwmark", "32765:\tfrom 10.0.1.30", "32765:\tfrom 100.64.",
+	"32765:\tfrom 2001:db8:10:1::30", "32765:\tfrom 2001:db8:10:2::50"}
 
 func (n *node) foreignState() string {
 	n.t.Helper()
 	var b strings.Builder
-	for _, line := range strings.Split(n.Run("ip", "-details", "rule"), "\n") {
+	for _, line := range strings.Split(n.Run("sh", "-c", "ip -details rule; ip -6 -details rule"), "\n") {
 		if !hasPrefix(line, ownRules) {
 			fmt.Fprintln(&b, line)
 		}
 	}
-	for _, line := range strings.Split(n.Run("ip", "-details", "route", "show", "table", "all"), "\n") {
+	for _, line := range strings.Split(n.Run("sh", "-c", "ip -details route show table all; ip -6 -details route show table all"), "\n") {
 		f := strings.Fields(line)
 		own := strings.Contains(line, "proto 89") && (hasPrefix(line, []string{"unreachable"}) ||
 			strings.Contains(line, "table 2 ") || strings.Contains(line, "table 3 ") || strings.Contains(line, "table 10102 "))
@@ -82,7 +99,7 @@ func (n *node) foreignState() string {
 			fmt.Fprintln(&b, line)
 		}
 	}
-	for _, t := range []string{"ip aws-cni", "ip kube-proxy", "inet vpc-cni"} {
+	for _, t := range []string{"ip aws-cni", "ip kube-proxy", "ip6 kube-proxy", "inet vpc-cni"} {
 		b.WriteString(n.Run("sh", "-c", "nft list table "+t))
 	}
 	return b.String()
