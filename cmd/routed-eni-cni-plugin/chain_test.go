@@ -32,11 +32,14 @@ func TestChains(t *testing.T) {
 	bin := t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin,
 		"github.com/containernetworking/plugins/plugins/meta/portmap", "github.com/containernetworking/plugins/plugins/meta/bandwidth",
-		"github.com/containernetworking/plugins/plugins/meta/tuning", "github.com/containernetworking/plugins/plugins/main/loopback")
+		"github.com/containernetworking/plugins/plugins/meta/tuning", "github.com/containernetworking/plugins/plugins/main/loopback",
+		"github.com/containernetworking/plugins/plugins/main/ptp", "github.com/containernetworking/plugins/plugins/ipam/host-local")
 	build.Dir, build.Env = "../../test/cniplugins", append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	leases := t.TempDir()
+	hostLocal := `{"type":"host-local","dataDir":"` + leases + `","ranges":[[{"subnet":"10.99.0.0/24"}]]}`
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -66,6 +69,9 @@ func TestChains(t *testing.T) {
 			inPod: [2]string{"cat /proc/sys/net/core/somaxconn; ip link show eth0", "mtu 1400"}, onHost: [2]string{"tc qdisc || ip link", "tbf"}},
 		{name: "foreign entries", version: "1.1.0", plugins: ours + `,{"type":"foreign","kubernetes":{"exclude_namespaces":["istio-system"]},"log_level":"info"}`},
 		{name: "minimal", version: "0.3.1", plugins: `{"name":"aws-cni","type":"aws-cni"},{"type":"foreign","enable-debug":false}`},
+		// Whose addresses are given by host-local is somebody else's interface, not this one's.
+		{name: "ipam is not ours", version: "1.0.0", plugins: `{"type":"aws-cni","ipam":` + hostLocal + `}`,
+			inPod: [2]string{"ip -br addr show dev eth0", "10.0.0."}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			list, err := libcni.ConfListFromBytes([]byte(fmt.Sprintf(`{"cniVersion":%q,"name":"aws-cni","plugins":[%s]}`, tt.version, tt.plugins)))
@@ -98,12 +104,23 @@ func TestChains(t *testing.T) {
 			}
 			loopback := *pod
 			loopback.IfName = "lo"
+			// A second network of the pod, as Multus adds one, with addresses of the node's own.
+			second, err := libcni.ConfListFromBytes([]byte(`{"cniVersion":"1.0.0","name":"second","plugins":[{"type":"ptp","ipam":` + hostLocal + `}]}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			net1 := *pod
+			net1.IfName, net1.CapabilityArgs = "net1", nil
 			cni("ADD of loopback", func(ctx context.Context) error { _, err := config.AddNetworkList(ctx, lo, &loopback); return err })
 			for range 2 { // a repeated ADD is the runtime's right
 				cni("ADD", func(ctx context.Context) error { _, err := config.AddNetworkList(ctx, list, pod); return err })
 				if tt.name == "all" || tt.name == "stock" {
 					break // but not that of every plugin
 				}
+			}
+			cni("ADD of a second network", func(ctx context.Context) error { _, err := config.AddNetworkList(ctx, second, &net1); return err })
+			if got := netns.Run("sh", "-c", "ip -br addr show net1; ip route show default"); !strings.Contains(got, "10.99.0.") || !strings.Contains(got, "default via 169.254.1.1 dev eth0") {
+				t.Errorf("beside a second network: %s", got)
 			}
 			if got := netns.Run("sh", "-c", "ip link show eth0; "+tt.inPod[0]); !strings.Contains(got, tt.inPod[1]) {
 				t.Errorf("in the pod: %s, want %q", got, tt.inPod[1])
@@ -113,6 +130,10 @@ func TestChains(t *testing.T) {
 			}
 			if tt.version >= "0.4.0" {
 				cni("CHECK", func(ctx context.Context) error { return config.CheckNetworkList(ctx, list, pod) })
+			}
+			cni("DEL of the second network", func(ctx context.Context) error { return config.DelNetworkList(ctx, second, &net1) })
+			if leases, _ := filepath.Glob(leases + "/*/10.99.0.*"); len(leases) > 0 {
+				t.Errorf("host-local still holds %q", leases)
 			}
 			for range 2 {
 				cni("DEL", func(ctx context.Context) error { return config.DelNetworkList(ctx, list, pod) })

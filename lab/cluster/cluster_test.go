@@ -279,12 +279,13 @@ func TestConflist(t *testing.T) {
 		name    string
 		env     map[string]string
 		portmap bool
-		want    string // types, mtu
+		want    string // types, mtu, prefix of veths, source check
 	}{
-		{"defaults", nil, true, "aws-cni portmap 9001 eni"},
-		{"no portmap", nil, false, "aws-cni 9001 eni"},
-		{"environment", map[string]string{"AWS_VPC_ENI_MTU": "1500", "AWS_VPC_K8S_CNI_VETHPREFIX": "pod"}, false, "aws-cni 1500 pod"},
-		{"pod mtu first", map[string]string{"AWS_VPC_ENI_MTU": "1500", "POD_MTU": "1400"}, false, "aws-cni 1400 eni"},
+		{"defaults", nil, true, "aws-cni portmap 9001 eni strict"},
+		{"no portmap", nil, false, "aws-cni 9001 eni strict"},
+		{"environment", map[string]string{"AWS_VPC_ENI_MTU": "1500", "AWS_VPC_K8S_CNI_VETHPREFIX": "pod"}, false, "aws-cni 1500 pod strict"},
+		{"pod mtu first", map[string]string{"AWS_VPC_ENI_MTU": "1500", "POD_MTU": "1400"}, false, "aws-cni 1400 eni strict"},
+		{"source check", map[string]string{"POD_SOURCE_CHECK": "pod"}, false, "aws-cni 9001 eni pod"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -296,7 +297,7 @@ func TestConflist(t *testing.T) {
 				CNIVersion   string
 				Name         string
 				DisableCheck bool
-				Plugins      []struct{ Type, MTU, VethPrefix string }
+				Plugins      []struct{ Type, MTU, VethPrefix, PodSourceCheck string }
 			}
 			if err := json.Unmarshal(text, &list); err != nil {
 				t.Fatal(err)
@@ -305,7 +306,7 @@ func TestConflist(t *testing.T) {
 			for _, p := range list.Plugins {
 				got = append(got, p.Type)
 			}
-			got = append(got, list.Plugins[0].MTU, list.Plugins[0].VethPrefix)
+			got = append(got, list.Plugins[0].MTU, list.Plugins[0].VethPrefix, list.Plugins[0].PodSourceCheck)
 			if strings.Join(got, " ") != tc.want || list.CNIVersion != "0.4.0" || list.Name != "aws-cni" || !list.DisableCheck {
 				t.Errorf("%s", text)
 			}

@@ -18,6 +18,7 @@ func conflist(env map[string]string, portmap bool) ([]byte, error) {
 		"__VETHPREFIX__":         cmp.Or(env["AWS_VPC_K8S_CNI_VETHPREFIX"], "eni"),
 		"__MTU__":                cmp.Or(env["POD_MTU"], env["AWS_VPC_ENI_MTU"], "9001"),
 		"__PODSGENFORCINGMODE__": cmp.Or(env["POD_SECURITY_GROUP_ENFORCING_MODE"], "strict"),
+		"__PODSOURCECHECK__":     cmp.Or(env["POD_SOURCE_CHECK"], "strict"),
 		"__PLUGINLOGFILE__":      cmp.Or(env["AWS_VPC_K8S_PLUGIN_LOG_FILE"], pluginLog),
 		"__PLUGINLOGLEVEL__":     cmp.Or(env["AWS_VPC_K8S_PLUGIN_LOG_LEVEL"], "Debug"),
 	} {

@@ -33,6 +33,16 @@ const (
 	RuleLayoutPerPod RuleLayout = "per-pod"
 )
 
+// SourceCheck says which pods are held to their own source addresses.
+type SourceCheck string
+
+// The values of POD_SOURCE_CHECK, which are also the conflist's.
+const (
+	SourceCheckStrict SourceCheck = "strict" // all
+	SourceCheckPod    SourceCheck = "pod"    // all but those whose annotation says otherwise
+	SourceCheckOff    SourceCheck = "off"    // none
+)
+
 // NetworkPolicyMode says what a pod may do before its network policies are in force.
 type NetworkPolicyMode string
 
@@ -121,6 +131,7 @@ type Config struct {
 	BinDir               string
 	ConfDir              string
 	PodMTU               int // bytes; MTU unless set
+	SourceCheck          SourceCheck
 	PluginLogFile        string
 	PluginLogLevel       string // as the conflist has it
 	EgressV4LogFile      string

@@ -62,7 +62,7 @@ func TestDefaults(t *testing.T) {
 		LogLevel: slog.LevelDebug, LogFile: "/host/var/log/aws-routed-eni/ipamd.log",
 		SNATRandom: SNATRandomFully, NodePort: true, PrimaryMark: 0x80, ENIMask: 0x7f, MTU: 9001, VethPrefix: "eni", RuleLayout: RuleLayoutTables,
 		ENIConfigLabel: "k8s.amazonaws.com/eniConfig", ENIConfigAnnotation: "k8s.amazonaws.com/eniConfig",
-		BinDir: "/host/opt/cni/bin", ConfDir: "/host/etc/cni/net.d", PodMTU: 9001,
+		BinDir: "/host/opt/cni/bin", ConfDir: "/host/etc/cni/net.d", PodMTU: 9001, SourceCheck: SourceCheckStrict,
 		PluginLogFile: "/var/log/aws-routed-eni/plugin.log", PluginLogLevel: "Debug", V4Egress: true,
 		EgressV4LogFile: "/var/log/aws-routed-eni/egress-v4-plugin.log", EgressV6LogFile: "/var/log/aws-routed-eni/egress-v6-plugin.log",
 	}

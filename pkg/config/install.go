@@ -24,6 +24,12 @@ var installVariables = []variable{
 		check: between(minMTU, maxMTU), valid: "576 to 9001, from 1280 with IPv6", strict: true, notEmpty: true,
 		effect: "MTU of pods' interfaces.",
 	},
+	spec[SourceCheck]{
+		section: installSection, name: "POD_SOURCE_CHECK", def: SourceCheckStrict,
+		kind:  enumKind(false, SourceCheckStrict, SourceCheckPod, SourceCheckOff),
+		field: func(c *Config) *SourceCheck { return &c.SourceCheck }, valid: "`strict`, `pod`, `off`", strict: true, status: ours,
+		effect: "What a pod sends must come from its own address. `pod` leaves out pods with the annotation `vpc.amazonaws.com/source-check: off`, `off` leaves out all: for VPN gateways and nested networks (aws-cni.md). It holds for pods that are added from then on.",
+	},
 	spec[string]{
 		section: installSection, name: "AWS_VPC_K8S_PLUGIN_LOG_FILE", kind: stringKind, def: "/var/log/aws-routed-eni/plugin.log",
 		field: func(c *Config) *string { return &c.PluginLogFile },
