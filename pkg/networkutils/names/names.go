@@ -96,11 +96,18 @@ func HostVeth(prefix, namespace, pod string, index int) string {
 	return prefix + VethSuffix(namespace, pod, index)
 }
 
+// StrictVethPrefix starts, in the place of the configured prefix, the names of host veths of pods on branch ENIs whose
+// security groups are enforced strictly.
+const StrictVethPrefix = "vlan"
+
 // VLANLinkPrefix starts the names of branch ENIs' links.
 const VLANLinkPrefix = "vlan.eth."
 
 // VLANLink returns the name of a branch ENI's link on the trunk ENI.
 func VLANLink(vlan int) string { return VLANLinkPrefix + strconv.Itoa(vlan) }
+
+// MaxVLAN is the highest number of a VLAN; 0 is none.
+const MaxVLAN = 4094
 
 // VLANTable returns the route table of a branch ENI.
 func VLANTable(vlan int) int { return vlan + 100 }

@@ -52,12 +52,13 @@ func checkInterface(ctx context.Context, host, inPod *conn, iface Interface, i i
 	if err != nil {
 		return err
 	}
-	to, err := host.decision(ctx, addr, netip.Addr{})
+	if iface.Branch != nil {
+		err = checkBranch(ctx, host, iface, veth)
+	} else {
+		err = checkTo(ctx, host, addr, veth)
+	}
 	if err != nil {
 		return err
-	}
-	if to.link != veth.index {
-		return fmt.Errorf("the host sends %s to link %d, not to the pod's link %d", addr, to.link, veth.index)
 	}
 
 	inner, err := inPod.link(ctx, iface.Name)
@@ -119,6 +120,14 @@ func (c *conn) owns(ctx context.Context, addr netip.Addr) (decision, error) {
 		return decision{}, err
 	}
 	return own, nil
+}
+
+func checkTo(ctx context.Context, host *conn, addr netip.Addr, veth link) error {
+	to, err := host.decision(ctx, addr, netip.Addr{})
+	if err == nil && to.link != veth.index {
+		err = fmt.Errorf("the host sends %s to link %d, not to the pod's link %d", addr, to.link, veth.index)
+	}
+	return err
 }
 
 // link asks for an end of a veth, which must be up.

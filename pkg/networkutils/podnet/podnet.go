@@ -4,7 +4,7 @@
 //
 // The package lives in a process that starts, wires one pod and ends, so it dumps nothing, moves no device between
 // namespaces (that waits for RCU grace periods under the lock that every other ADD needs) and starts no program.
-// Everything that Setup makes hangs on the veth, but for rules of the pod's own: taking these away is a complete roll-back.
+// Everything that Setup makes hangs on its links, but for rules of the pod's own: taking these away is a complete roll-back.
 package podnet
 
 import (
@@ -47,6 +47,8 @@ type Interface struct {
 	// RuleTable, unless 0, gives the address rules of its own on the host: one that leads to it, and one that sends what
 	// comes from it to this table, if that is not main.
 	RuleTable int
+	// Branch, if set, is the branch ENI that the pod's packets take. Only a pod's single interface can have one.
+	Branch *Branch
 }
 
 // setupReserve is the part of the caller's time that Setup keeps for taking back what it made. Removing a veth waits
@@ -56,7 +58,7 @@ const setupReserve = 2 * time.Second
 // Wired is a pod that was set up. Its zero value is one that was not.
 type Wired struct {
 	dial  dialer
-	made  []int32   // indexes of the host veths
+	made  []int32   // indexes of the host veths, and of a branch ENI's VLAN link
 	rules []message // that take back rules which were made
 }
 
@@ -166,7 +168,12 @@ func (w *wiring) add(ctx context.Context, pod Pod, i int) error {
 			w.rules = append(w.rules, takeBack(deleteRuleTo(addr)), takeBack(deleteRuleFrom(addr)))
 		}
 	}
-	if err := w.host.all(ctx, hostState(iface, veth.host)); err != nil {
+	if iface.Branch != nil {
+		err = w.branch(ctx, pod, iface, veth.host)
+	} else {
+		err = w.host.all(ctx, hostState(iface, veth.host))
+	}
+	if err != nil {
 		return fmt.Errorf("on the host: %w", err)
 	}
 	if v6 {

@@ -140,6 +140,9 @@ func (c *conn) all(ctx context.Context, messages []message) error {
 // send hands all messages to the kernel in one write and collects an answer to each. The kernel works on them before
 // the write returns. The error is about the socket or ctx, not about a message.
 func (c *conn) send(ctx context.Context, messages []message) ([]reply, error) {
+	if len(messages) == 0 {
+		return nil, nil
+	}
 	if err := c.setTimeout(ctx); err != nil {
 		return nil, err
 	}

@@ -23,7 +23,9 @@ func newVeth(iface Interface, macs macPair, netns int, want vethIndexes) message
 	m.str(unix.IFLA_IFNAME, iface.HostVeth)
 	m.u32(unix.IFLA_MTU, uint32(iface.MTU))
 	m.bytes(unix.IFLA_ADDRESS, macs.host[:])
-	if iface.SourceCheck {
+	// The rule for the group asks which link leads to a source, in tables that do not know strict branch pods. What these
+	// send has to pass the VPC's own check of their branch ENI.
+	if strict := iface.Branch != nil && iface.Branch.Mode == BranchStrict; iface.SourceCheck && !strict {
 		m.u32(unix.IFLA_GROUP, names.GroupSourceCheck)
 	}
 	m.nested(unix.IFLA_LINKINFO, func() {
@@ -67,11 +69,7 @@ func podState(iface Interface, i int, index int32, gatewayMAC mac) []message {
 // hostState is what the pod needs on the host besides the veth: the route in the table of pods, and the one in main
 // for those who look there. Nothing here depends on how many pods there are, unless the layout asks for rules per pod.
 func hostState(iface Interface, index int32) []message {
-	up := linkUp(iface.HostVeth, index)
-	if iface.SourceCheck && iface.Address.Addr().Is4() {
-		up.strictSource()
-	}
-	state := []message{up}
+	state := []message{vethUp(iface, index)}
 	for _, addr := range iface.addrs() {
 		state = append(state,
 			newRoute(route{dst: single(addr), link: index, table: names.TablePods, protocol: names.RouteProtocol}),
@@ -80,6 +78,15 @@ func hostState(iface Interface, index int32) []message {
 		state = append(state, hostRules(addr, iface.RuleTable)...)
 	}
 	return state
+}
+
+// vethUp brings the host's end up, with the check of what the pod sends.
+func vethUp(iface Interface, index int32) message {
+	up := linkUp(iface.HostVeth, index)
+	if iface.SourceCheck && iface.Address.Addr().Is4() {
+		up.sourceCheck(sourceStrict)
+	}
+	return up
 }
 
 // hostRules are the rules of the pod's own, if a table is given. One that sends its packets to another ENI is of an
@@ -123,16 +130,23 @@ func linkUp(name string, index int32) message {
 	return m
 }
 
-// strictSource has the kernel drop IPv4 packets that come in by the link from an address it would not send there. The
-// host's end of a veth has no address, which makes loose checking (conf.all.rp_filter=2) as strict there.
-func (m *message) strictSource() {
+// Values of rp_filter. Strict drops IPv4 packets that come in by a link from an address that would not be sent there;
+// loose those from an address that would not be sent anywhere. The host's end of a veth has no address, which makes loose
+// checking (conf.all.rp_filter=2) as strict there.
+const (
+	sourceStrict = 1
+	sourceLoose  = 2
+)
+
+// sourceCheck sets rp_filter in a message that changes a link.
+func (m *message) sourceCheck(mode uint32) {
 	const (
 		inetConf = 1 // IFLA_INET_CONF of linux/if_link.h
 		rpFilter = 8 // IPV4_DEVCONF_RP_FILTER of linux/ip.h
 	)
 	m.nested(unix.IFLA_AF_SPEC, func() {
 		m.nested(unix.AF_INET, func() {
-			m.nested(inetConf, func() { m.u32(rpFilter, 1) })
+			m.nested(inetConf, func() { m.u32(rpFilter, mode) })
 		})
 	})
 }

@@ -20,8 +20,14 @@ type Remains struct {
 	// addresses still belong to this pod: a route to another pod's veth then stays, and so do the rules.
 	Via string
 	// VLAN is the number of a branch ENI's VLAN, 0 for other pods. Its link on the trunk ENI is deleted, and with it
-	// the routes that lead there.
+	// the routes that lead there; rules go by its table.
 	VLAN int
+	// ContainerID and IfName say which sandbox a branch ENI's pod was. A VLAN link that serves another one stays, with all
+	// that belongs to it: Teardown then returns ErrNewerSandbox.
+	ContainerID, IfName string
+	// Late says that the sandbox may have gone long ago: a VLAN link that does not say whom it serves stays then as well,
+	// and so do routes of the addresses.
+	Late bool
 }
 
 // maxRules bounds how many rules of one kind a pod can have: versions long ago made one for each range of the VPC.
@@ -35,23 +41,15 @@ func Teardown(ctx context.Context, remains Remains) error {
 		return err
 	}
 	defer host.close()
+	if remains.VLAN != 0 {
+		return teardownBranch(ctx, host, remains)
+	}
 	if remains.Via != "" {
 		return teardownVia(ctx, host, remains)
 	}
 	var messages, rules []message
-	if remains.VLAN != 0 {
-		link := deleteLinkByName(names.VLANLink(remains.VLAN))
-		link.ignore = []unix.Errno{unix.ENODEV}
-		messages = append(messages, link)
-		for _, f := range families(remains.Addresses) {
-			rules = append(rules, deleteRuleLookup(f, names.VLANTable(remains.VLAN), names.PriorityVLAN))
-		}
-	}
 	for _, addr := range remains.Addresses {
 		messages = append(messages, deleteHostRoutes(addr, 0)...)
-		if remains.VLAN != 0 {
-			messages = append(messages, deleteRoute(route{dst: single(addr), table: names.VLANTable(remains.VLAN)}))
-		}
 		rules = append(rules, deleteRuleTo(addr), deleteRuleFrom(addr))
 	}
 	if len(messages) == 0 {
@@ -113,7 +111,7 @@ func deleteRules(ctx context.Context, host *conn, rules []message, replies []rep
 			switch {
 			case r.err == nil:
 				again = append(again, rules[i])
-			case errors.Is(r.err, unix.ENOENT), errors.Is(r.err, unix.ESRCH):
+			case errors.Is(r.err, unix.ENOENT), errors.Is(r.err, unix.ESRCH), errors.Is(r.err, unix.EAFNOSUPPORT):
 			default:
 				return r.err
 			}
@@ -147,22 +145,12 @@ func teardownVia(ctx context.Context, host *conn, remains Remains) error {
 	}
 	var rules []message
 	for _, addr := range remains.Addresses {
-		routes := deleteHostRoutes(addr, veth.host)
-		for i := range routes {
-			routes[i].ignore = nil // it tells whose the address is
-		}
-		replies, err := host.send(ctx, routes)
+		found, err := deleteRoutesOf(ctx, host, addr, veth.host) // it tells whose the address is
 		if err != nil {
 			return err
 		}
-		for _, r := range replies {
-			switch {
-			case r.err == nil:
-				rules = append(rules, deleteRuleTo(addr), deleteRuleFrom(addr))
-			case errors.Is(r.err, unix.ESRCH), errors.Is(r.err, unix.ENOENT):
-			default:
-				return r.err
-			}
+		if found {
+			rules = append(rules, deleteRuleTo(addr), deleteRuleFrom(addr))
 		}
 	}
 	if len(rules) == 0 {
