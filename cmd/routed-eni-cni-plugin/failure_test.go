@@ -62,7 +62,12 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 		"policy agent is away, rules per pod": {edit(func(r *rpc.AddNetworkReply) {
 			r.NetworkPolicyMode, r.PerPodRules, r.IPAllocationMetadata[0].RouteTableId = "strict", true, 2
 		}), "failed to setup network policy", true},
-		"branch ENI": {edit(func(r *rpc.AddNetworkReply) { r.PodVlanId = 7 }), "branch ENI", true},
+		// A kernel without VLANs says so; one with them misses the trunk.
+		"branch ENI without its trunk": {edit(branchENI(func(r *rpc.AddNetworkReply) { r.ParentIfIndex = 4711 })), "add command: failed to setup network", true},
+		"branch ENI without MAC":       {edit(branchENI(func(r *rpc.AddNetworkReply) { r.PodENIMAC = "" })), "no usable branch ENI", true},
+		"branch ENI without gateway":   {edit(branchENI(func(r *rpc.AddNetworkReply) { r.PodENISubnetGW = "" })), "no usable gateway", true},
+		"branch ENI's VLAN is none":    {edit(branchENI(func(r *rpc.AddNetworkReply) { r.PodVlanId = 4095 })), "no number of a VLAN", true},
+		"branch ENI's VLAN is less":    {edit(branchENI(func(r *rpc.AddNetworkReply) { r.PodVlanId = -1 })), "no number of a VLAN", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, ipamdtest.Config{})
@@ -75,10 +80,21 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 			if n.pods() != 0 || n.routes() != "" || n.podRules() != "" || n.ipamd.Held() != 0 {
 				t.Errorf("left behind: %d veths, %d addresses, routes %q, rules %q", n.pods(), n.ipamd.Held(), n.routes(), n.podRules())
 			}
+			if state := n.state(); strings.Contains(state, "vlan") || strings.Contains(state, "1536:") {
+				t.Errorf("left behind:\n%s", state)
+			}
 			if dels := n.ipamd.Dels(); tt.released != (len(dels) == 1 && dels[0].GetReason() == "SetupNSFailed") {
 				t.Errorf("ipamd was told %v", dels)
 			}
 		})
+	}
+}
+
+// branchENI makes a reply that of a pod on a branch ENI, with a mistake.
+func branchENI(mistake func(*rpc.AddNetworkReply)) func(*rpc.AddNetworkReply) {
+	return func(r *rpc.AddNetworkReply) {
+		ipamdtest.Branch{VLAN: 7, MAC: "02:00:00:00:07:07", Gateway: "10.0.0.1", Trunk: 1}.Fill(r)
+		mistake(r)
 	}
 }
 

@@ -40,6 +40,23 @@ type Config struct {
 	DelError string
 	// Edit, if set, may change a reply before it is sent.
 	Edit func(*rpc.AddNetworkReply)
+	// Branch, if it has a VLAN, is the branch ENI of every pod.
+	Branch Branch
+}
+
+// Branch is a branch ENI as replies describe it.
+type Branch struct {
+	VLAN         int32
+	MAC, Gateway string
+	Trunk        int32 // index of the trunk ENI's link
+}
+
+// Fill makes the reply that of a pod on the branch ENI.
+func (b Branch) Fill(reply *rpc.AddNetworkReply) {
+	reply.PodVlanId, reply.PodENIMAC, reply.PodENISubnetGW, reply.ParentIfIndex = b.VLAN, b.MAC, b.Gateway, b.Trunk
+	for _, m := range reply.GetIPAllocationMetadata() {
+		m.DeviceNumber, m.RouteTableId = -1, 0
+	}
 }
 
 // Server serves rpc.CNIBackend on the plugin's socket.
@@ -141,6 +158,9 @@ func (s *Server) AddNetwork(ctx context.Context, request *rpc.AddNetworkRequest)
 		IPAllocationMetadata: clone(held),
 		NetworkPolicyMode:    s.conf.PolicyMode,
 	}
+	if s.conf.Branch.VLAN != 0 {
+		s.conf.Branch.Fill(reply)
+	}
 	if s.conf.Edit != nil {
 		s.conf.Edit(reply)
 	}
@@ -164,6 +184,7 @@ func (s *Server) DelNetwork(_ context.Context, request *rpc.DelNetworkRequest) (
 		Success:              true,
 		IPAllocationMetadata: clone(held),
 		NetworkPolicyMode:    s.conf.PolicyMode,
+		PodVlanId:            s.conf.Branch.VLAN,
 	}, nil
 }
 

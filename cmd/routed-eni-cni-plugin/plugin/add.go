@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"time"
 
@@ -56,17 +57,21 @@ func (p *Plugin) Add(ctx context.Context, args *skel.CmdArgs) error {
 		p.giveBack(ctx, c)
 		return err
 	}
-	c.log.Info("added", "ip", list[0].address.Addr(), "table", list[0].table, "took", time.Since(started))
+	c.log.Info("added", "ip", list[0].address.Addr(), "table", list[0].table, "vlan", reply.vlan, "took", time.Since(started))
 	return result.PrintTo(p.Stdout)
 }
 
 // finish makes a pod of ipamd's answer, or leaves nothing behind on the host.
 func (p *Plugin) finish(ctx context.Context, c *call, reply addReply) ([]allocation, types.Result, error) {
-	list, wired, err := p.wire(ctx, c, reply)
+	list, interfaces, err := c.wanted(reply)
 	if err != nil {
 		return nil, nil, fmt.Errorf("add command: failed to setup network: %w", err)
 	}
-	result, err := c.result(list, c.interfaces(list, reply.perPodRules)).GetAsVersion(c.conf.CNIVersion)
+	wired, err := podnet.Setup(ctx, podnet.Pod{Netns: c.args.Netns, ContainerID: c.args.ContainerID, Interfaces: interfaces})
+	if err != nil {
+		return nil, nil, fmt.Errorf("add command: failed to setup network: %w", err)
+	}
+	result, err := c.result(list, interfaces).GetAsVersion(c.conf.CNIVersion)
 	if err == nil && reply.policyMode != "" {
 		forward, cancel := podnet.WithReserve(ctx, time.Now())
 		defer cancel()
@@ -90,22 +95,21 @@ func (p *Plugin) giveBack(ctx context.Context, c *call) {
 	}
 }
 
-// wire does what ipamd's answer asks for, or leaves nothing behind.
-func (p *Plugin) wire(ctx context.Context, c *call, reply addReply) ([]allocation, podnet.Wired, error) {
-	if reply.vlan != 0 {
-		// Wiring it like any other pod would put it past its security groups.
-		return nil, podnet.Wired{}, errors.New("a pod on a branch ENI is not supported")
-	}
+// wanted reads what ipamd's answer asks for.
+func (c *call) wanted(reply addReply) ([]allocation, []podnet.Interface, error) {
 	list, err := allocations(reply.addresses)
 	if err != nil {
-		return nil, podnet.Wired{}, err
+		return nil, nil, err
 	}
-	wired, err := podnet.Setup(ctx, podnet.Pod{
-		Netns:       c.args.Netns,
-		ContainerID: c.args.ContainerID,
-		Interfaces:  c.interfaces(list, reply.perPodRules),
-	})
-	return list, wired, err
+	if reply.vlan != 0 {
+		list = list[:1] // a branch ENI has one address, with a router of its family
+		list[0].address6 = netip.Prefix{}
+	}
+	interfaces := c.interfaces(list, reply.perPodRules)
+	if reply.vlan != 0 {
+		err = c.onBranch(&interfaces[0], reply)
+	}
+	return list, interfaces, err
 }
 
 // refusal turns ipamd's reason into CNI's terms: what may be different in a while is "try again later".

@@ -115,7 +115,7 @@ func (c *config) wirable() error {
 		value *string
 		known []string
 	}{
-		{"podSGEnforcingMode", c.EnforcingMode, []string{"", "strict", "standard"}},
+		{"podSGEnforcingMode", c.EnforcingMode, []string{"", enforceStrict, enforceStandard}},
 		{"podSourceCheck", c.SourceCheck, []string{"", "strict", "pod", "off"}},
 	} {
 		if v.value != nil && !slices.Contains(v.known, *v.value) {
@@ -124,6 +124,19 @@ func (c *config) wirable() error {
 		}
 	}
 	return nil
+}
+
+// How security groups of pods on branch ENIs are enforced.
+const (
+	enforceStrict   = "strict"
+	enforceStandard = "standard"
+)
+
+func (c *config) enforcingMode() string {
+	if c.EnforcingMode == nil || *c.EnforcingMode == "" {
+		return enforceStrict
+	}
+	return *c.EnforcingMode
 }
 
 // multiNIC tells whether the pod asks for an interface on each network card.

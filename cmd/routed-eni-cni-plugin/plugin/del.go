@@ -53,12 +53,15 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 	if err != nil {
 		c.log.Warn("nothing to tear down", "err", err)
 	}
-	if reply.vlan != 0 && args.Netns == "" {
-		return nil // see delBranch
-	}
 	remains := remains(list)
-	remains.VLAN = int(reply.vlan)
-	if err := podnet.Teardown(ctx, remains); err != nil {
+	if reply.vlan != 0 {
+		remains = c.branchRemains(int(reply.vlan), remains.Addresses)
+	}
+	switch err := podnet.Teardown(ctx, remains); {
+	case errors.Is(err, podnet.ErrNewerSandbox):
+		c.log.Info("nothing to delete: the branch ENI may serve a newer sandbox", "vlan", remains.VLAN)
+		return nil
+	case err != nil:
 		c.log.Error("the pod's routes are left", "err", err)
 		return fmt.Errorf("del cmd: failed on tear down pod network: %w", err)
 	}
@@ -68,27 +71,6 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 		}
 	}
 	c.log.Info("deleted", "ips", remains.Addresses)
-	return nil
-}
-
-// delBranch removes what a pod on a branch ENI has left, without ipamd, which holds nothing for such a pod. A DEL without
-// network namespace is a late one: by now the VLAN may belong to a newer sandbox of the same pod, so nothing is touched.
-func (p *Plugin) delBranch(ctx context.Context, c *call, prev *previous) error {
-	if c.args.Netns == "" {
-		c.log.Info("nothing to delete: the branch ENI may serve a newer sandbox")
-		return nil
-	}
-	remains := podnet.Remains{VLAN: prev.vlan}
-	for _, iface := range prev.interfaces {
-		if iface.name == c.args.IfName {
-			remains.Addresses = append(remains.Addresses, iface.addrs()...)
-		}
-	}
-	if err := podnet.Teardown(ctx, remains); err != nil {
-		c.log.Error("the pod's branch ENI is not free", "vlan", prev.vlan, "err", err)
-		return fmt.Errorf("del cmd: failed on tear down pod network: %w", err)
-	}
-	c.log.Info("deleted", "ips", remains.Addresses, "vlan", prev.vlan)
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,12 +53,15 @@ func (p *Plugin) GC(ctx context.Context, args *skel.CmdArgs) error {
 		return fmt.Errorf("gc cmd: %s: %w", names.CheckpointFile, err)
 	}
 	plan := sortOut(c.conf.Name, held, living, time.Now())
-	for _, link := range links {
-		plan.unsure = plan.unsure || strings.HasPrefix(link.Name, names.VLANLinkPrefix)
+	branches, unsure, err := branchPods(ctx, links)
+	if err != nil {
+		return fmt.Errorf("gc cmd: %w", err)
 	}
-	var failed error
+	plan.unsure = plan.unsure || unsure
+	branches = plan.sortBranches(branches, living, time.Now())
+	failed := releaseBranches(ctx, c, branches)
 	for _, link := range links {
-		if !plan.isGarbage(link.Name, c.conf.prefix()) {
+		if !plan.isGarbage(link.Name, c.conf.prefix()) && !plan.isBranchGarbage(link.Name, branches) {
 			continue
 		}
 		if err := podnet.DeleteVeth(ctx, link.Name, link.Index); err != nil {
@@ -128,6 +132,8 @@ type collection struct {
 	gone []holding
 	// kept are the suffixes of veths that belong to somebody.
 	kept map[string]bool
+	// keptVeths are those of living pods on branch ENIs.
+	keptVeths []string
 	// unsure says that a veth may belong to somebody who is not in kept.
 	unsure bool
 }
@@ -151,10 +157,10 @@ func sortOut(network string, held []holding, living map[types.GCAttachment]bool,
 }
 
 // isGarbage tells whether a link is a pod's that nobody has. Pods on branch ENIs are in no list of ipamd's; on a node
-// that has them, no veth is garbage for certain but those of allocations that are gone.
+// with VLAN links that do not say whom they serve, no veth is garbage for certain but those of allocations that are gone.
 func (c collection) isGarbage(link, prefix string) bool {
 	suffix, ok := strings.CutPrefix(link, prefix)
-	if !ok || len(suffix) != 11 || strings.Trim(suffix, "0123456789abcdef") != "" || c.kept[suffix] {
+	if !ok || len(suffix) != 11 || strings.Trim(suffix, "0123456789abcdef") != "" || c.kept[suffix] || slices.Contains(c.keptVeths, link) {
 		return false
 	}
 	if !c.unsure {
@@ -168,6 +174,13 @@ func (c collection) isGarbage(link, prefix string) bool {
 		}
 	}
 	return false
+}
+
+// isBranchGarbage tells whether a link is that of a pod on a branch ENI that is gone, and nobody else's.
+func (c collection) isBranchGarbage(link string, gone []branchPod) bool {
+	return !slices.Contains(c.keptVeths, link) && slices.ContainsFunc(gone, func(b branchPod) bool {
+		return b.owner.HostVeth == link && !c.kept[link[max(0, len(link)-11):]]
+	})
 }
 
 // releaseAll has ipamd release what sandboxes that are gone hold. An ipamd that is away finds notes.

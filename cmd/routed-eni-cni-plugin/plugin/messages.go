@@ -103,6 +103,9 @@ type addReply struct {
 	success      bool       // 1
 	addresses    []metadata // 2
 	vlan         int32      // 7
+	branchMAC    string     // 8
+	branchRouter string     // 9
+	trunk        int32      // 10
 	policyMode   string     // 13
 	code, reason string     // 100, 101
 	perPodRules  bool       // 102
@@ -118,6 +121,12 @@ func (m *addReply) decode(b []byte) error {
 			m.addresses, inner = appendMetadata(m.addresses, value, inner)
 		case 7<<3 | wireVarint:
 			m.vlan = int32(value.number)
+		case 8<<3 | wireBytes:
+			m.branchMAC = value.text()
+		case 9<<3 | wireBytes:
+			m.branchRouter = value.text()
+		case 10<<3 | wireVarint:
+			m.trunk = int32(value.number)
 		case 13<<3 | wireBytes:
 			m.policyMode = value.text()
 		case 100<<3 | wireBytes:

@@ -84,7 +84,7 @@ func TestRepliesAreThoseOfTheContract(t *testing.T) {
 		PodENIMAC: "mac", PodENISubnetGW: "gw", ParentIfIndex: 3, VPCv6CIDRs: []string{"fd00::/8"}, NetworkPolicyMode: "strict",
 		Code: "code", Reason: "reason", PerPodRules: true,
 	}), add.decode)
-	if !reflect.DeepEqual(add, addReply{true, want, 7, "strict", "code", "reason", true}) {
+	if !reflect.DeepEqual(add, addReply{true, want, 7, "mac", "gw", 3, "strict", "code", "reason", true}) {
 		t.Errorf("got %+v", add)
 	}
 	var del delReply
@@ -116,7 +116,7 @@ func decode(t *testing.T, m proto.Message, decode func([]byte) error) {
 
 func FuzzReply(f *testing.F) {
 	add, _ := proto.Marshal(&rpc.AddNetworkReply{Success: true, IPAllocationMetadata: []*rpc.IPAllocationMetadata{{IPv4Addr: "10.0.0.1", RouteTableId: 2}},
-		PodVlanId: 7, NetworkPolicyMode: "strict", Code: "AtLimit", Reason: "full"})
+		PodVlanId: 7, PodENIMAC: "02:00:00:00:07:07", PodENISubnetGW: "10.0.0.1", ParentIfIndex: 3, NetworkPolicyMode: "strict", Code: "AtLimit", Reason: "full"})
 	del, _ := proto.Marshal(&rpc.DelNetworkReply{Success: true, IPAllocationMetadata: []*rpc.IPAllocationMetadata{{IPv6Addr: "fd00::1", DeviceNumber: 1}}, PodVlanId: 7})
 	f.Add(add)
 	f.Add(del)
@@ -140,7 +140,8 @@ func FuzzReply(f *testing.F) {
 		var wantAdd rpc.AddNetworkReply
 		if proto.Unmarshal(b, &wantAdd) == nil && addErr == nil &&
 			(add.success != wantAdd.GetSuccess() || add.code != wantAdd.GetCode() || add.policyMode != wantAdd.GetNetworkPolicyMode() ||
-				add.vlan != wantAdd.GetPodVlanId() || !same(add.addresses, wantAdd.GetIPAllocationMetadata())) {
+				add.vlan != wantAdd.GetPodVlanId() || add.branchMAC != wantAdd.GetPodENIMAC() || add.branchRouter != wantAdd.GetPodENISubnetGW() ||
+				add.trunk != wantAdd.GetParentIfIndex() || !same(add.addresses, wantAdd.GetIPAllocationMetadata())) {
 			t.Errorf("got %+v, want %v", add, &wantAdd)
 		}
 		var wantDel rpc.DelNetworkReply

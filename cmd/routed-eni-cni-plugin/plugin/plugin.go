@@ -71,15 +71,17 @@ func (p *Plugin) Check(ctx context.Context, args *skel.CmdArgs) error {
 		return types.NewError(types.ErrInvalidNetworkConfig, "check cmd: prevResult is missing", "")
 	}
 	if prev.vlan != 0 {
-		return nil // a branch ENI's pod of another version
+		err = checkBranch(ctx, args, prev)
+	} else {
+		pod := podnet.Pod{Netns: args.Netns, ContainerID: args.ContainerID}
+		for _, iface := range prev.interfaces {
+			pod.Interfaces = append(pod.Interfaces, podnet.Interface{
+				Name: iface.name, HostVeth: iface.hostVeth, Address: iface.address, Address6: iface.address6,
+			})
+		}
+		err = podnet.Check(ctx, pod)
 	}
-	pod := podnet.Pod{Netns: args.Netns, ContainerID: args.ContainerID}
-	for _, iface := range prev.interfaces {
-		pod.Interfaces = append(pod.Interfaces, podnet.Interface{
-			Name: iface.name, HostVeth: iface.hostVeth, Address: iface.address, Address6: iface.address6,
-		})
-	}
-	if err := podnet.Check(ctx, pod); err != nil {
+	if err != nil {
 		c.log.Warn("the pod's network is not what it should be", "err", err)
 		return fmt.Errorf("check cmd: %w", err)
 	}

@@ -104,23 +104,31 @@ func (c *call) interfaces(list []allocation, perPodRules bool) []podnet.Interfac
 
 // result describes the pod in CNI's terms. For each interface there is its host end and its container end, whose "mac"
 // is the number of the ENI's route table; a last "dummy" interface has VLAN 0 as its "mac" and the first ENI's device
-// index as its "sandbox". Versions before this one read them back at DEL, also after a downgrade.
+// index as its "sandbox". With a branch ENI, the table is 0, the dummy has its VLAN and no device index, and the address
+// a gateway. Versions before this one read them back at DEL, also after a downgrade.
 func (c *call) result(list []allocation, interfaces []podnet.Interface) *current.Result {
 	result := &current.Result{CNIVersion: current.ImplementedSpecVersion}
+	dummy := &current.Interface{Name: c.dummy(), Mac: "0", Sandbox: strconv.Itoa(list[0].device)}
 	for i, iface := range interfaces {
+		table := list[i].table
+		if iface.Branch != nil {
+			table, dummy.Mac, dummy.Sandbox = 0, strconv.Itoa(iface.Branch.VLAN), ""
+		}
 		result.Interfaces = append(result.Interfaces,
 			&current.Interface{Name: iface.HostVeth},
-			&current.Interface{Name: iface.Name, Sandbox: c.args.Netns, Mac: strconv.Itoa(list[i].table)})
+			&current.Interface{Name: iface.Name, Sandbox: c.args.Netns, Mac: strconv.Itoa(table)})
 		for _, address := range list[i].addresses() {
-			result.IPs = append(result.IPs, &current.IPConfig{
+			ip := &current.IPConfig{
 				Interface: current.Int(len(result.Interfaces) - 1),
 				Address:   net.IPNet{IP: address.Addr().AsSlice(), Mask: net.CIDRMask(address.Bits(), address.Bits())},
-			})
+			}
+			if iface.Branch != nil {
+				ip.Gateway = iface.Branch.Gateway.AsSlice()
+			}
+			result.IPs = append(result.IPs, ip)
 		}
 	}
-	result.Interfaces = append(result.Interfaces, &current.Interface{
-		Name: c.dummy(), Mac: "0", Sandbox: strconv.Itoa(list[0].device),
-	})
+	result.Interfaces = append(result.Interfaces, dummy)
 	return result
 }
 
@@ -135,14 +143,12 @@ type previous struct {
 	vlan int
 }
 
-// maxVLAN is the highest number of a VLAN.
-const maxVLAN = 4094
-
 type previousInterface struct {
 	hostVeth string
 	name     string
 	address  netip.Prefix
 	address6 netip.Prefix // beside an IPv4 address; zero for pods of one family
+	gateway  netip.Addr   // of a branch ENI, if the result has it
 }
 
 func (i previousInterface) addrs() []netip.Addr {
@@ -164,7 +170,7 @@ func (c *call) previous() *previous {
 	for i, iface := range list {
 		if iface.Name == c.dummy() {
 			vlan, err := strconv.Atoi(iface.Mac)
-			if err != nil || vlan < 0 || vlan > maxVLAN {
+			if err != nil || vlan < 0 || vlan > names.MaxVLAN {
 				// ipamd knows better, and a DEL that can never succeed helps nobody.
 				c.log.Warn("the VLAN in prevResult is none", "vlan", iface.Mac)
 				vlan = 0
@@ -181,6 +187,7 @@ func (c *call) previous() *previous {
 		ours := previousInterface{hostVeth: list[i-1].Name, name: iface.Name}
 		var ok bool
 		if ours.address, ours.address6, ok = ownAddresses(c.conf.prev.IPs, i); ok {
+			ours.gateway = ownGateway(c.conf.prev.IPs, i)
 			prev.interfaces = append(prev.interfaces, ours)
 		}
 	}
@@ -188,6 +195,17 @@ func (c *call) previous() *previous {
 		return nil
 	}
 	return prev
+}
+
+// ownGateway is the gateway of the index-th interface's address, which only pods on branch ENIs have.
+func ownGateway(ips []*current.IPConfig, index int) netip.Addr {
+	for _, ip := range ips {
+		if ip.Interface != nil && *ip.Interface == index && ip.Gateway != nil {
+			gateway, _ := netip.AddrFromSlice(ip.Gateway)
+			return gateway.Unmap()
+		}
+	}
+	return netip.Addr{}
 }
 
 // ownAddresses are the single addresses of the index-th interface that came first, ours: one, or one of each family.

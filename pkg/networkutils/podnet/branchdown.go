@@ -14,24 +14,30 @@ import (
 // ErrNewerSandbox says that a branch ENI's VLAN serves another sandbox than the one that is to be torn down.
 var ErrNewerSandbox = errors.New("the branch ENI serves a newer sandbox")
 
-// teardownBranch removes what a pod on a branch ENI has on the host, in whichever mode it was wired: the configured one
-// may have changed since. The VLAN's table is the branch ENI's alone, so all rules that lead there go.
-func teardownBranch(ctx context.Context, host *conn, remains Remains) error {
+// TeardownBranch is Teardown for a pod on a branch ENI, in whichever mode it was wired: the configured one may have changed
+// since. It tells whether the VLAN link was there, and the sandbox's. The VLAN's table is the branch ENI's alone, so all
+// rules that lead there go.
+func TeardownBranch(ctx context.Context, remains Remains) (found bool, err error) {
 	if remains.VLAN < 1 || remains.VLAN > names.MaxVLAN {
-		return fmt.Errorf("%d is no number of a VLAN", remains.VLAN)
+		return false, fmt.Errorf("%d is no number of a VLAN", remains.VLAN)
 	}
+	host, err := dialer{}.open()
+	if err != nil {
+		return false, err
+	}
+	defer host.close()
 	var messages []message
 	replies, err := host.send(ctx, []message{getLink(names.VLANLink(remains.VLAN))})
 	switch {
 	case err != nil:
-		return err
+		return false, err
 	case errors.Is(replies[0].err, unix.ENODEV): // rules stay when a link goes
 	case replies[0].err != nil:
-		return replies[0].err
+		return false, replies[0].err
 	default:
 		link := parseEther(replies[0].payload)
-		if !remains.owns(link) {
-			return ErrNewerSandbox
+		if found = remains.owns(link); !found {
+			return false, ErrNewerSandbox
 		}
 		messages = append(messages, deleteLinkByIndex(link.index))
 	}
@@ -40,23 +46,23 @@ func teardownBranch(ctx context.Context, host *conn, remains Remains) error {
 		messages = append(messages, deleteRoute(route{dst: single(addr), table: table}))
 	}
 	if err := host.all(ctx, messages); err != nil {
-		return err
+		return found, err
 	}
 	var rules []message
 	for _, f := range families(remains.Addresses) {
 		rules = append(rules, deleteRuleLookup(f, table, names.PriorityVLAN), deleteRuleLookup(f, table, names.PriorityFromPod))
 	}
 	if replies, err = host.send(ctx, rules); err != nil {
-		return err
+		return found, err
 	}
 	wasOurs := remains.Via == "" && !remains.Late
 	for i, r := range replies {
 		wasOurs = wasOurs || i%2 == 1 && r.err == nil // a rule from the pod's address to this very table
 	}
 	if err := deleteRules(ctx, host, rules, replies); err != nil {
-		return err
+		return found, err
 	}
-	return teardownBranchHost(ctx, host, remains, wasOurs)
+	return found, teardownBranchHost(ctx, host, remains, wasOurs)
 }
 
 // owns tells whether a VLAN link may go with the sandbox.

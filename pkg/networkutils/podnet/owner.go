@@ -38,8 +38,17 @@ func (o Owner) String() string {
 
 // Is tells whether it is a sandbox's.
 func (o Owner) Is(containerID, ifName string) bool {
-	return o.ContainerID == ownerID(containerID) && o.IfName == ifName
+	return o.Sandbox() == SandboxOf(containerID, ifName)
 }
+
+// Sandbox identifies a sandbox to compare with.
+type Sandbox struct{ id, ifName string }
+
+// SandboxOf is the sandbox of a container id and an interface's name.
+func SandboxOf(containerID, ifName string) Sandbox { return Sandbox{ownerID(containerID), ifName} }
+
+// Sandbox is the one that the link serves.
+func (o Owner) Sandbox() Sandbox { return Sandbox{o.ContainerID, o.IfName} }
 
 // ownerID is the container's id, or a digest of it where it does not fit.
 func ownerID(containerID string) string {

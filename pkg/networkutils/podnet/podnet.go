@@ -110,7 +110,7 @@ func WithReserve(ctx context.Context, now time.Time) (context.Context, context.C
 
 // setup makes changes as long as forward lasts, and takes them back as long as back does.
 func setup(forward, back context.Context, pod Pod, dial dialer) (Wired, error) {
-	if err := pod.validate(); err != nil {
+	if err := errors.Join(pod.validate(), pod.validateBranch()); err != nil {
 		return Wired{}, err
 	}
 	netns, err := os.Open(pod.Netns)
@@ -278,6 +278,19 @@ func (p Pod) validate() error {
 		}
 		if second := iface.Address6; second.IsValid() && (!podAddress(second) || !second.Addr().Is6() || !iface.Address.Addr().Is4()) {
 			return fmt.Errorf("%s is no second address for a pod with %s", second, iface.Address)
+		}
+	}
+	return nil
+}
+
+func (p Pod) validateBranch() error {
+	for _, iface := range p.Interfaces {
+		switch {
+		case iface.Branch == nil:
+		case len(p.Interfaces) > 1 || iface.Address6.IsValid():
+			return errors.New("a pod on a branch ENI has one interface with one address")
+		default:
+			return iface.Branch.validate(iface.Address.Addr())
 		}
 	}
 	return nil

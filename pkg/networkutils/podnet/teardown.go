@@ -36,14 +36,15 @@ const maxRules = 64
 // Teardown removes the host's routes to the pod, and the rules of its own that it has with per-pod layout, or from a
 // version before this one. What is gone already is fine, and so is a missing namespace.
 func Teardown(ctx context.Context, remains Remains) error {
+	if remains.VLAN != 0 {
+		_, err := TeardownBranch(ctx, remains)
+		return err
+	}
 	host, err := dialer{}.open()
 	if err != nil {
 		return err
 	}
 	defer host.close()
-	if remains.VLAN != 0 {
-		return teardownBranch(ctx, host, remains)
-	}
 	if remains.Via != "" {
 		return teardownVia(ctx, host, remains)
 	}
