@@ -95,7 +95,7 @@ func TestBranchOnThisKernel(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			host, netns := nstest.New(t), nstest.New(t)
-			host.Run("ip", "link", "add", "eth1", "type", "veth")
+			host.Run("sh", "-e", "-c", "ip link add eth1 type veth peer name eth1p; ip link set eth1 up; ip link set eth1p up")
 			vlans := hasVLANs(t)
 			pod := branchPod(netns, "c1", "10.0.7.11/32", "10.0.7.1", BranchStrict)
 			tt.breakIt(&pod)
@@ -132,7 +132,7 @@ func hasVLANs(t *testing.T) bool {
 // branchDump is everything that a branch ENI's pod can leave on a host.
 func branchDump(host *nstest.NS) string {
 	return volatile.ReplaceAllString(host.Run("sh", "-c",
-		"ip -br link | sort; for f in -4 -6; do ip $f rule; ip $f route show table all | grep -v -e local -e fe80 -e multicast || true; done"), "")
+		"ip -br link | cut -d@ -f1 | cut -d' ' -f1 | sort; for f in -4 -6; do ip $f rule; ip $f route show table all | grep -v -e local -e fe80 -e multicast || true; done"), "")
 }
 
 // The rules of a branch ENI's pod are deleted by the number of its table, whoever wrote them and for whichever mode; the
