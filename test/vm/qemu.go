@@ -19,10 +19,10 @@ import (
 // there is no nested virtualisation, and it has no network device.
 func boot(ctx context.Context, kernel, initramfs string, out *report) error {
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-M", "microvm,x-option-roms=off,isa-serial=on,rtc=on", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1536",
+		"-M", "pc,usb=off,vmport=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1536",
 		"-nodefaults", "-no-user-config", "-nic", "none", "-display", "none", "-no-reboot",
 		"-kernel", kernel, "-initrd", initramfs, "-serial", "stdio",
-		"-append", "console=ttyS0 loglevel=4 reboot=t panic=-1 oops=panic rdinit=/init mitigations=off random.trust_cpu=on")
+		"-append", "console=ttyS0 loglevel=7 reboot=t panic=-1 oops=panic rdinit=/init mitigations=off random.trust_cpu=on")
 	cmd.WaitDelay = 5 * time.Second
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {

@@ -37,6 +37,7 @@ func run() error {
 			return fmt.Errorf("mount %s: %w", m.dir, err)
 		}
 	}
+	defer func() { _ = os.WriteFile("/proc/sys/kernel/printk", []byte("7"), 0) }()
 	text, err := os.ReadFile(protocol.PlanFile)
 	if err != nil {
 		return err
@@ -55,6 +56,10 @@ func run() error {
 		return err
 	}
 	fmt.Printf("%s%s\n", protocol.Booted, unix.ByteSliceToString(uts.Release[:]))
+	// From here on the console is the tests', but for what a kernel says at its end.
+	if err := os.WriteFile("/proc/sys/kernel/printk", []byte("3"), 0); err != nil {
+		return err
+	}
 	for _, s := range plan.Suites {
 		fmt.Printf("%s%s\n", protocol.Begin, s.Name)
 		err := test(s)
