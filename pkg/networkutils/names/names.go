@@ -68,6 +68,18 @@ const (
 // leaves behind is called aws-cni and is another one.
 const NFTable = "vpc-cni"
 
+// NFEgressSet is the set of that table with the ranges that the egress plugin gives addresses of. The rules for them come
+// and go with it.
+const NFEgressSet = "egress"
+
+// The egress plugin's interface in the pod, by its family, and what its host ends' names begin with. The minus is no
+// hexadecimal digit, so none of them can be an ordinary veth's, whatever that one's prefix is.
+const (
+	EgressV4         = "v4if0"
+	EgressV6         = "v6if0"
+	EgressVethPrefix = "veth-"
+)
+
 // GroupSourceCheck is the device group (IFLA_GROUP) of the host veths whose pods are held to their own source addresses.
 // Names of veths change with their prefix; the group of a veth stays.
 const GroupSourceCheck = 0x5643

@@ -102,8 +102,10 @@ type conn struct {
 // dialer opens sockets. Its observe, if set, sees every batch of messages before the kernel does.
 type dialer struct{ observe func([]message) }
 
-func (d dialer) open() (*conn, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+func (d dialer) open() (*conn, error) { return d.openProtocol(unix.NETLINK_ROUTE) }
+
+func (d dialer) openProtocol(protocol int) (*conn, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return nil, os.NewSyscallError("netlink socket", err)
 	}
