@@ -304,6 +304,9 @@ func (a *apply) filter(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if err := a.keepEgress(have, &want); err != nil {
+			return err
+		}
 		change, err := nfttable.Diff(have, &want)
 		if err != nil {
 			return err
@@ -317,11 +320,25 @@ func (a *apply) filter(ctx context.Context) error {
 		if wanted[f.nft] {
 			continue
 		}
-		have, err := conn.Exists(f.nft, names.NFTable)
+		have, err := conn.Read(f.nft, names.NFTable)
 		if err != nil {
 			return err
 		}
-		if have {
+		want := nfttable.Table{Family: f.nft, Name: names.NFTable}
+		if err := a.keepEgress(have, &want); err != nil {
+			return err
+		}
+		switch {
+		case have != nil && len(want.Chains) > 0:
+			change, err := nfttable.Diff(have, &want)
+			if err != nil {
+				return err
+			}
+			if err := conn.Write(change); err != nil {
+				return err
+			}
+			a.report.Writes += change.Writes()
+		case have != nil:
 			a.write("delete nftables table of "+f.name, "", conn.Delete(f.nft, names.NFTable))
 		}
 	}

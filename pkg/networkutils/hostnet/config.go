@@ -49,6 +49,8 @@ type Config struct {
 	SNATRandom SNATRandom
 	// BranchPods is how the plugin wires pods with branch ENIs.
 	BranchPods BranchMode
+	// Egress are the ranges of the egress plugin (ENABLE_V6_EGRESS, ENABLE_V4_EGRESS).
+	Egress []Egress
 	// PrimaryMark is the one bit (AWS_VPC_K8S_CNI_CONNMARK) that sends packets by the primary ENI; ENIMask is the
 	// contiguous field for the index of a secondary ENI. They must not overlap.
 	PrimaryMark uint32

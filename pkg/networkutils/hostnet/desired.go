@@ -17,7 +17,7 @@ type Desired struct {
 	Addresses []Address
 	Routes    []Route
 	Rules     []Rule
-	Filters   []Filter // one per family that pods have
+	Filters   []Filter // one per family that pods have, or reach by an egress range
 	// LocalBehind are the families whose rule for the host's own addresses comes after those of branch ENIs' pods.
 	LocalBehind []*family
 	// RuleLayout and, with LayoutPerPod, PodTables say which rules pods have of their own.

@@ -159,15 +159,24 @@ func in(f field, set string) nfttable.Rule     { return lookup(f, set, false) }
 func notIn(f field, set string) nfttable.Rule  { return lookup(f, set, true) }
 func linkIn(f field, set string) nfttable.Rule { return lookup(f, set, false) }
 
-// outside matches addresses that are not in the prefix.
+// inside matches addresses that are in the prefix, outside those that are not.
+func inside(f field, p netip.Prefix) nfttable.Rule {
+	return append(network(f, p), equals(p.Masked().Addr().AsSlice()))
+}
+
 func outside(f field, p netip.Prefix) nfttable.Rule {
+	return append(network(f, p), notEquals(p.Masked().Addr().AsSlice()))
+}
+
+// network loads the bits of an address that a prefix is about.
+func network(f field, p netip.Prefix) nfttable.Rule {
 	length := p.Addr().BitLen() / 8
 	mask := net.CIDRMask(p.Bits(), p.Addr().BitLen())
 	r := load(f)
 	if !p.IsSingleIP() {
 		r = append(r, &expr.Bitwise{SourceRegister: register, DestRegister: register, Len: uint32(length), Mask: mask, Xor: make([]byte, length)})
 	}
-	return append(r, notEquals(p.Masked().Addr().AsSlice()))
+	return r
 }
 
 // groupIs matches links by their device group.
@@ -201,10 +210,14 @@ var counter = nfttable.Rule{&expr.Counter{}}
 
 // snat rewrites the source. The kernel reads the upper end of the range back even if it was not given.
 func snat(to netip.Addr, random SNATRandom) nfttable.Rule {
+	family := uint32(unix.NFPROTO_IPV4)
+	if to.Is6() {
+		family = unix.NFPROTO_IPV6
+	}
 	return nfttable.Rule{
 		&expr.Immediate{Register: register, Data: to.AsSlice()},
 		&expr.NAT{
-			Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: register, RegAddrMax: register,
+			Type: expr.NATTypeSourceNAT, Family: family, RegAddrMin: register, RegAddrMax: register,
 			FullyRandom: random == SNATRandomFully, Random: random == SNATRandomHash,
 		},
 	}

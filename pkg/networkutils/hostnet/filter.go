@@ -96,11 +96,7 @@ func (f *family) filter(cfg Config, m marks, primary ENI, secondary []eni) Filte
 		})
 	}
 	if f.groupCheck {
-		chains = append(chains, nfttable.Chain{
-			Name:  chainSource,
-			Base:  &nfttable.Base{Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: prioritySourceCheck},
-			Rules: sourceCheckRules(),
-		})
+		chains = append(chains, sourceCheck())
 	}
 	out.Table = nfttable.Table{Family: f.nft, Name: names.NFTable, Sets: sets, Chains: chains}
 	out.Table.Normalize()
@@ -164,12 +160,16 @@ func postroutingRules(cfg Config, primary netip.Addr) []nfttable.Rule {
 	}
 }
 
-// sourceCheckRules drop what a pod sends from an address that is not routed back to it: a neighbour's, the node's,
-// anybody's. They come before connection tracking, so that nothing of it is left. Link-local addresses, and none at all,
+// sourceCheck is the chain that drops what a pod sends from an address that is not routed back to it: a neighbour's, the
+// node's, anybody's. It comes before connection tracking, so that nothing of it is left. Link-local addresses, and none at all,
 // are how neighbours find each other, and go no further than the node.
-func sourceCheckRules() []nfttable.Rule {
-	return []nfttable.Rule{join(groupIs(iifgroup, names.GroupSourceCheck), outside(saddr6, netip.MustParsePrefix("fe80::/10")),
-		outside(saddr6, host(netip.IPv6Unspecified())), fibSourceUnroutable, counter, verdict(drop))}
+func sourceCheck() nfttable.Chain {
+	return nfttable.Chain{
+		Name: chainSource,
+		Base: &nfttable.Base{Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: prioritySourceCheck},
+		Rules: []nfttable.Rule{join(groupIs(iifgroup, names.GroupSourceCheck), outside(saddr6, netip.MustParsePrefix("fe80::/10")),
+			outside(saddr6, host(netip.IPv6Unspecified())), fibSourceUnroutable, counter, verdict(drop))},
+	}
 }
 
 // rangeElement is the range of a prefix.

@@ -97,9 +97,23 @@ func (h *Host) handBack(conn *nfttable.Conn, f *family, marks bool) (HandedBack,
 	}
 	done.Marks = marks && table != nil
 	if !marks && table != nil {
-		errs = append(errs, conn.Delete(f.nft, names.NFTable))
+		errs = append(errs, handBackTable(conn, table))
 	}
 	return done, errors.Join(errs...)
+}
+
+// handBackTable removes the table but for the rules of egress ranges: the other CNI makes its own for pods that come later
+// and none for those that are there.
+func handBackTable(conn *nfttable.Conn, table *nfttable.Table) error {
+	rest := egressOf(table)
+	if rest == nil {
+		return conn.Delete(table.Family, table.Name)
+	}
+	change, err := nfttable.Diff(table, rest)
+	if err != nil {
+		return err
+	}
+	return conn.Write(change)
 }
 
 // shared reports whether a rule of ours has the form in which the predecessor writes it.

@@ -72,6 +72,9 @@ func Render(cfg Config) (Desired, error) {
 	if d.RuleLayout = cfg.RuleLayout; d.RuleLayout == LayoutPerPod {
 		d.PodTables = podTables(primary, secondary)
 	}
+	if d.Filters, err = withEgress(d.Filters, cfg); err != nil {
+		return Desired{}, err
+	}
 	return d, nil
 }
 
