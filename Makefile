@@ -30,6 +30,7 @@ build: ## all binaries into bin/
 	@scripts/deps.sh build
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/aws-cni ./cmd/routed-eni-cni-plugin
+	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/egress-cni ./cmd/egress-cni-plugin
 	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/ \
 		./cmd/aws-k8s-agent ./cmd/grpc-health-probe ./cmd/max-pods-calculator ./cmd/vpclab
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/portmap \
