@@ -47,7 +47,7 @@ func newVPC(spec Spec, log *slog.Logger) (*vpc, error) {
 		return nil, err
 	}
 	v := &vpc{ca: ca, subnets: map[string]string{}}
-	if v.fabric, err = fabric.New(fabric.Options{Log: log}); err != nil {
+	if v.fabric, err = fabric.New(fabric.Options{Log: log, MoreHosts: spec.MoreHosts}); err != nil {
 		return nil, err
 	}
 	v.cloud = ec2.New(ec2.Options{

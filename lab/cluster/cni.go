@@ -86,6 +86,10 @@ func (s *podSandbox) del(ctx context.Context) error {
 
 // runtime is what containerd passes to plugins.
 func (s *podSandbox) runtime() *libcni.RuntimeConf {
+	capabilities := map[string]any{"io.kubernetes.cri.pod-annotations": map[string]string{}}
+	if len(s.HostPorts) > 0 {
+		capabilities["portMappings"] = s.HostPorts
+	}
 	return &libcni.RuntimeConf{
 		ContainerID: s.ID, NetNS: s.NetNS, IfName: podInterface,
 		Args: [][2]string{
@@ -95,7 +99,7 @@ func (s *podSandbox) runtime() *libcni.RuntimeConf {
 			{"K8S_POD_INFRA_CONTAINER_ID", s.ID},
 			{"K8S_POD_UID", s.UID},
 		},
-		CapabilityArgs: map[string]any{"io.kubernetes.cri.pod-annotations": map[string]string{}},
+		CapabilityArgs: capabilities,
 	}
 }
 

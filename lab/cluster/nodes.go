@@ -92,9 +92,10 @@ func (n *Node) boot(ctx context.Context) error {
 	var err error
 	n.os, err = node.Start(ctx, node.Options{
 		Name: n.HostName(), Disk: filepath.Join(n.cluster.dir, "nodes", n.Name), RPFilter: *n.spec.RPFilter, Binds: binds,
-		Hosts:  n.Address.String() + " " + n.HostName() + "\n",
-		Resolv: "nameserver " + fabric.VPCResolverAddr(n.cluster.spec.CIDRs[0]).String() + "\n",
-		Env:    n.awsEnv(),
+		Sysctls: n.spec.Sysctls,
+		Hosts:   n.Address.String() + " " + n.HostName() + "\n",
+		Resolv:  "nameserver " + fabric.VPCResolverAddr(n.cluster.spec.CIDRs[0]).String() + "\n",
+		Env:     n.awsEnv(),
 	})
 	if err != nil {
 		return err

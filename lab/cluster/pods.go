@@ -30,7 +30,15 @@ type Pod struct {
 	// Addresses are all that the plugins reported, with their prefix lengths.
 	Addresses []netip.Prefix `json:"addresses"`
 	NetNS     string         `json:"netns"` // path on the node
-	Took      time.Duration  `json:"took"`  // of the ADD
+	HostPorts []HostPort     `json:"hostPorts,omitempty"`
+	Took      time.Duration  `json:"took"` // of the ADD
+}
+
+// HostPort makes a port of a pod reachable at its node's addresses. The tags are what runtimes pass to portmap.
+type HostPort struct {
+	Host     int    `json:"hostPort"`
+	Pod      int    `json:"containerPort"`
+	Protocol string `json:"protocol"` // tcp or udp
 }
 
 // podSandbox is a sandbox in any state.
@@ -76,7 +84,7 @@ func (s *podSandbox) netns() (*os.File, error) {
 
 // PodAdd makes a pod's sandbox on a node: a network namespace, wired by the node's CNI configuration. Where that
 // fails it is cleaned up as a container runtime does, by DEL.
-func (c *Cluster) PodAdd(ctx context.Context, nodeName, namespace, name string) (Pod, error) {
+func (c *Cluster) PodAdd(ctx context.Context, nodeName, namespace, name string, ports ...HostPort) (Pod, error) {
 	n, err := c.Node(nodeName)
 	if err != nil {
 		return Pod{}, err
@@ -85,6 +93,7 @@ func (c *Cluster) PodAdd(ctx context.Context, nodeName, namespace, name string) 
 	if err != nil {
 		return Pod{}, err
 	}
+	s.HostPorts = ports
 	err = s.add(ctx)
 	if err == nil {
 		c.setState(s, readyState, nil)

@@ -12,6 +12,8 @@ import (
 
 	"github.com/jonboulle/clockwork"
 	"go.yaml.in/yaml/v3"
+
+	"vpccni/lab/fabric"
 )
 
 // Spec describes a lab. The zero value is three t3.medium in two subnets, once Complete has filled it in.
@@ -33,6 +35,8 @@ type Spec struct {
 	BinDir string `json:"binDir" yaml:"binDir"`
 	// Seed of EC2's ids and choice of addresses; 0 hands out the lowest free address.
 	Seed uint64 `json:"seed" yaml:"seed"`
+	// MoreHosts are further hosts that see private addresses, as the one on premises does.
+	MoreHosts []fabric.PeeredHost `json:"-" yaml:"-"`
 	// Clock is EC2's and IMDS's; nil is the real one.
 	Clock clockwork.Clock `json:"-" yaml:"-"`
 }
@@ -58,6 +62,8 @@ type NodeSpec struct {
 	Env     map[string]string `json:"env" yaml:"env"`
 	// RPFilter is the distribution's net.ipv4.conf.default.rp_filter; nil is 2, as systemd sets it.
 	RPFilter *int `json:"rpFilter" yaml:"rpFilter"`
+	// Sysctls are further settings of the node; keys are paths below /proc/sys with slashes.
+	Sysctls map[string]string `json:"sysctls" yaml:"sysctls"`
 }
 
 // DefaultType is the instance type of nodes that say none.

@@ -13,21 +13,35 @@ import (
 // watchTimeout is how long a watch lasts that does not say.
 const watchTimeout = 30 * time.Minute
 
-// selector picks objects by fields and labels, by equality only.
-type selector struct{ fields, labels map[string]string }
+// selector picks objects by the values of fields and labels: equal, unequal, or, for labels, not there at all.
+type selector struct {
+	fields, labels []term
+}
+
+// term is a condition: what is at key is value, or is not (not). Without a value the label must not be there.
+type term struct {
+	key, value string
+	not, none  bool
+}
 
 func selectorOf(q url.Values) (sel selector, err error) {
-	read := func(name string) map[string]string {
-		terms := map[string]string{}
-		for term := range strings.SplitSeq(q.Get(name), ",") {
-			k, v, ok := strings.Cut(term, "=")
-			switch v = strings.TrimPrefix(v, "="); {
-			case term == "":
-			case !ok || strings.ContainsAny(k, "! ("):
-				err = fmt.Errorf("the lab takes %s of the form a=b, not %q", name, term)
-			default:
-				terms[k] = v
+	read := func(name string) (terms []term) {
+		for text := range strings.SplitSeq(q.Get(name), ",") {
+			if text == "" {
+				continue
 			}
+			t := term{key: text}
+			if k, v, ok := strings.Cut(text, "!="); ok {
+				t = term{key: k, value: v, not: true}
+			} else if k, v, ok := strings.Cut(text, "="); ok {
+				t = term{key: k, value: strings.TrimPrefix(v, "=")}
+			} else if k, ok := strings.CutPrefix(text, "!"); ok && name == "labelSelector" {
+				t = term{key: k, none: true}
+			}
+			if t == (term{key: text}) || strings.ContainsAny(t.key, "! (") {
+				err = fmt.Errorf("the lab takes %s of the forms a=b, a!=b and, for labels, !a, not %q", name, text)
+			}
+			terms = append(terms, t)
 		}
 		return terms
 	}
@@ -35,20 +49,28 @@ func selectorOf(q url.Values) (sel selector, err error) {
 	return sel, err
 }
 
+func (t term) holds(have string, there bool) bool {
+	if t.none {
+		return !there
+	}
+	return (have == t.value) != t.not
+}
+
 func (s selector) takes(o Object) bool {
-	for path, want := range s.fields {
+	for _, t := range s.fields {
 		at := any(o)
-		for part := range strings.SplitSeq(path, ".") {
+		for part := range strings.SplitSeq(t.key, ".") {
 			parent, _ := at.(map[string]any)
 			at = parent[part]
 		}
-		if have, _ := at.(string); have != want {
+		if have, ok := at.(string); !t.holds(have, ok) {
 			return false
 		}
 	}
 	labels, _ := meta(o)["labels"].(map[string]any)
-	for k, want := range s.labels {
-		if labels[k] != want {
+	for _, t := range s.labels {
+		have, there := labels[t.key].(string)
+		if !t.holds(have, there) {
 			return false
 		}
 	}

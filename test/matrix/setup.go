@@ -1,0 +1,88 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"vpccni/test/matrix/pairs"
+)
+
+// The values of a set-up's settings.
+const (
+	proxyNone   = "none"
+	proxyLegacy = "iptables-legacy"
+	proxyNFT    = "iptables-nft"
+	proxyNative = "nftables"
+
+	snatNode     = "false"      // AWS_VPC_K8S_CNI_EXTERNALSNAT=false: the node translates
+	snatExternal = "true"       // the nodes are in private subnets behind a NAT gateway
+	snatExcluded = "exclusions" // the node translates, but not towards on-prem
+
+	marksNone   = "none"
+	marksCalico = "calico"
+	marksCilium = "cilium"
+)
+
+// The settings that need a lab of their own, each with its values.
+var (
+	proxies  = []string{proxyNone, proxyLegacy, proxyNFT, proxyNative}
+	snats    = []string{snatNode, snatExternal, snatExcluded}
+	rpAlls   = []int{0, 1, 2}
+	rpDevs   = []int{0, 1, 2}
+	marks    = []string{marksNone, marksCalico, marksCilium}
+	srcValid = []int{0, 1}
+)
+
+// setUp is a lab in which all paths are checked. Its settings are those of every node; kube-proxy and the marks are on
+// n1, whose pods the paths begin and end at.
+type setUp struct {
+	Name      string `json:"name"`
+	Proxy     string `json:"proxy"`
+	SNAT      string `json:"snat"`
+	RPAll     int    `json:"rpFilterAll"`
+	RPDefault int    `json:"rpFilterDefault"`
+	Marks     string `json:"marks"`
+	SrcValid  int    `json:"srcValidMark"`
+}
+
+// setUps samples the product of the settings so that every two values of two of them meet.
+func setUps() []setUp {
+	var list []setUp
+	for i, row := range pairs.Cover(len(proxies), len(snats), len(rpAlls), len(rpDevs), len(marks), len(srcValid)) {
+		list = append(list, setUp{
+			Name:  fmt.Sprintf("S%d", i+1),
+			Proxy: proxies[row[0]], SNAT: snats[row[1]],
+			RPAll: rpAlls[row[2]], RPDefault: rpDevs[row[3]],
+			Marks: marks[row[4]], SrcValid: srcValid[row[5]],
+		})
+	}
+	return list
+}
+
+func (s setUp) String() string {
+	return fmt.Sprintf("%s: kube-proxy %s, EXTERNALSNAT %s, rp_filter all=%d default=%d, src_valid_mark %d, marks %s",
+		s.Name, s.Proxy, s.SNAT, s.RPAll, s.RPDefault, s.SrcValid, s.Marks)
+}
+
+// public says whether the nodes have public addresses.
+func (s setUp) public() bool { return s.SNAT != snatExternal }
+
+// choose returns the set-ups named in a list with commas; all for an empty one.
+func choose(all []setUp, names string) ([]setUp, error) {
+	if names == "" {
+		return all, nil
+	}
+	var chosen []setUp
+	for name := range strings.SplitSeq(names, ",") {
+		found := false
+		for _, s := range all {
+			if strings.EqualFold(s.Name, strings.TrimSpace(name)) {
+				chosen, found = append(chosen, s), true
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("there is no set-up %q; there are S1 to S%d", name, len(all))
+		}
+	}
+	return chosen, nil
+}
