@@ -11,10 +11,13 @@ TAGS := grpcnotrace
 LDFLAGS := -s -w -X vpccni/pkg/version.Version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
+# The release of test/kubeproxy/go.mod, which kube-proxy is to name as its own.
+KUBE_VERSION = $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2 }' test/kubeproxy/go.mod)
+
 # One package per line of work: the packages whose tests need a kernel network run in namespaces of their own.
 TEST_TIMEOUT ?= 10m
 
-.PHONY: all build demo test check fmt chaos fuzz bench fleet waste generate docs clean help
+.PHONY: all build demo test check fmt chaos fuzz bench matrix fleet waste generate docs clean help
 
 all: build
 
@@ -64,6 +67,19 @@ bench: ## what ADD, DEL, ipamd and a packet cost, beside their floors (BENCH_JSO
 	@$(MAKE) --no-print-directory build
 	$(GO) run -tags $(TAGS) ./test/bench $(BENCH_FLAGS)
 	$(GO) test -run '^$$' -bench 'AssignRelease|AddDelCommit' -benchtime 4000x -count 3 -tags $(TAGS) ./pkg/ipamd/datastore ./pkg/ipamd
+
+matrix: ## every path with real packets beside a real kube-proxy in each mode (docs/matrix.md; MATRIX_FLAGS, MATRIX_JSON=FILE)
+	@scripts/deps.sh build net
+	@$(MAKE) --no-print-directory build $(BIN)/kube-proxy
+	$(GO) build -tags $(TAGS) -o $(BIN)/matrix ./test/matrix
+	$(BIN)/matrix $(MATRIX_FLAGS)
+
+# kube-proxy as it is released, of a module of its own. Without -trimpath: the first build takes minutes, and so would one
+# that shares nothing with what others have built in Go's cache.
+$(BIN)/kube-proxy: test/kubeproxy/go.mod test/kubeproxy/go.sum
+	@echo "building kube-proxy (about 5 minutes the first time)"
+	CGO_ENABLED=0 $(GO) build -C test/kubeproxy -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$(KUBE_VERSION)" \
+		-o $(CURDIR)/$@ k8s.io/kubernetes/cmd/kube-proxy
 
 fleet: ## 5,000 nodes with pods on virtual time, and 500 that restart at once (some minutes; docs/fleet.md)
 	@$(MAKE) --no-print-directory build

@@ -38,7 +38,7 @@ type bed struct {
 }
 
 func spec(s setUp, binDir string) cluster.Spec {
-	env := map[string]string{}
+	env := map[string]string{"POD_RULE_LAYOUT": s.Layout}
 	switch s.SNAT {
 	case snatExternal:
 		env["AWS_VPC_K8S_CNI_EXTERNALSNAT"] = "true"

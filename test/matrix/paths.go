@@ -70,7 +70,6 @@ type cell struct {
 	to         netip.AddrPort
 	server     string
 	source     netip.Addr
-	tcpOnly    bool
 	cannot     string // why it cannot run in this set-up
 }
 
@@ -300,6 +299,9 @@ func (b *builder) nodePorts() {
 				b.needPublic(c)
 				if at.addr == w.own[1] && from == internet && c.cannot == "" {
 					c.cannot = "a secondary ENI has no public address"
+				}
+				if at.addr == w.own[1] && b.s.Layout == layoutPerPod && slices.Contains(w.pods1[2], svc.endpoint) {
+					c.cannot = "with rules of its own a pod answers by its own ENI, not by the one that was asked; as with amazon-vpc-cni-k8s"
 				}
 				b.needProxy(c)
 			}

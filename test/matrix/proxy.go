@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"vpccni/lab/cluster"
@@ -22,7 +24,7 @@ const (
 	proxyBinary  = "kube-proxy"
 	proxyDir     = "/run/kube-proxy"
 	apiAddress   = "127.0.0.1:6443" // of n1
-	readyTimeout = 8 * time.Second
+	readyTimeout = time.Minute
 )
 
 // proxyResources are what kube-proxy watches besides nodes.
@@ -82,7 +84,7 @@ users: [{name: proxy, user: {}}]
 	}
 	b.stop = append(b.stop, d.Kill)
 	if err := b.awaitProxy(ctx, d); err != nil {
-		return fmt.Errorf("kube-proxy: %w\n%s", err, lastLines(d.Log(), 70))
+		return fmt.Errorf("kube-proxy: %w\n%s", err, lastLines(d.Log(), 15))
 	}
 	return nil
 }
@@ -110,6 +112,28 @@ func (b *bed) awaitProxy(ctx context.Context, d *node.Daemon) error {
 		}
 	}
 	return nil
+}
+
+// checkBackend says in which of the kernel's packet filters kube-proxy's rules are, and that they are in no other one.
+func (b *bed) checkBackend(ctx context.Context) (string, error) {
+	var found []string
+	for _, at := range []struct{ backend, command, sign string }{
+		{proxyLegacy, "/usr/sbin/xtables-legacy-multi iptables-save -t nat", ":KUBE-SERVICES "},
+		{proxyNFT, "nft list ruleset ip", "chain KUBE-SERVICES "},
+		{proxyNative, "nft list ruleset ip", "table ip kube-proxy "},
+	} {
+		out, err := run(ctx, b.n1, "", "sh", "-c", at.command)
+		if err != nil {
+			return "", err
+		}
+		if strings.Contains(out, at.sign) {
+			found = append(found, at.backend)
+		}
+	}
+	if !slices.Equal(found, []string{b.setUp.Proxy}) {
+		return "", fmt.Errorf("they are in %v", found)
+	}
+	return b.setUp.Proxy, nil
 }
 
 // startAPI serves what kube-proxy watches, on n1's own loopback.

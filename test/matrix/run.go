@@ -64,6 +64,10 @@ func runSetUp(ctx context.Context, s setUp, binDir string, explain func(string))
 	if err := b.cluster.Fabric().ResetDrops(); err != nil {
 		return append(list, whole("fabric drops", "", err))
 	}
+	if s.Proxy != proxyNone {
+		detail, err := b.checkBackend(ctx)
+		list = append(list, whole("kube-proxy's rules are where they are meant to be", detail, err))
+	}
 	list = append(list, b.run(ctx, cells(b.world, s))...)
 	detail, err := b.checkDrops()
 	list = append(list, whole("fabric drops", detail, err))

@@ -21,6 +21,9 @@ const (
 	marksNone   = "none"
 	marksCalico = "calico"
 	marksCilium = "cilium"
+
+	layoutTables = "tables" // POD_RULE_LAYOUT
+	layoutPerPod = "per-pod"
 )
 
 // The settings that need a lab of their own, each with its values.
@@ -31,6 +34,7 @@ var (
 	rpDevs   = []int{0, 1, 2}
 	marks    = []string{marksNone, marksCalico, marksCilium}
 	srcValid = []int{0, 1}
+	layouts  = []string{layoutTables, layoutPerPod}
 )
 
 // setUp is a lab in which all paths are checked. Its settings are those of every node; kube-proxy and the marks are on
@@ -43,25 +47,26 @@ type setUp struct {
 	RPDefault int    `json:"rpFilterDefault"`
 	Marks     string `json:"marks"`
 	SrcValid  int    `json:"srcValidMark"`
+	Layout    string `json:"layout"`
 }
 
 // setUps samples the product of the settings so that every two values of two of them meet.
 func setUps() []setUp {
 	var list []setUp
-	for i, row := range pairs.Cover(len(proxies), len(snats), len(rpAlls), len(rpDevs), len(marks), len(srcValid)) {
+	for i, row := range pairs.Cover(len(proxies), len(snats), len(rpAlls), len(rpDevs), len(marks), len(srcValid), len(layouts)) {
 		list = append(list, setUp{
 			Name:  fmt.Sprintf("S%d", i+1),
 			Proxy: proxies[row[0]], SNAT: snats[row[1]],
 			RPAll: rpAlls[row[2]], RPDefault: rpDevs[row[3]],
-			Marks: marks[row[4]], SrcValid: srcValid[row[5]],
+			Marks: marks[row[4]], SrcValid: srcValid[row[5]], Layout: layouts[row[6]],
 		})
 	}
 	return list
 }
 
 func (s setUp) String() string {
-	return fmt.Sprintf("%s: kube-proxy %s, EXTERNALSNAT %s, rp_filter all=%d default=%d, src_valid_mark %d, marks %s",
-		s.Name, s.Proxy, s.SNAT, s.RPAll, s.RPDefault, s.SrcValid, s.Marks)
+	return fmt.Sprintf("%s: kube-proxy %s, EXTERNALSNAT %s, rp_filter all=%d default=%d, src_valid_mark %d, marks %s, rules %s",
+		s.Name, s.Proxy, s.SNAT, s.RPAll, s.RPDefault, s.SrcValid, s.Marks, s.Layout)
 }
 
 // public says whether the nodes have public addresses.
