@@ -144,6 +144,7 @@ func (v *vpc) wirePod(pod *nstest.NS, addr, addr6, veth string) {
 	v.Run("sh", "-e", "-c", fmt.Sprintf(`
 		ip link add %[1]s address 02:00:00:00:01:01 group %[5]d type veth peer name eth0 address 02:00:00:00:01:02 netns %[2]s
 		echo 0 > /proc/sys/net/ipv6/conf/%[1]s/accept_dad
+		echo 1 > /proc/sys/net/ipv4/conf/%[1]s/rp_filter
 		ip link set %[1]s up
 		for a in %[3]s %[4]s; do
 			ip neigh add $a lladdr 02:00:00:00:01:02 dev %[1]s
