@@ -273,20 +273,16 @@ func (a *apply) rules(f *family) ([]rule, error) {
 	for _, r := range add {
 		a.write("add rule "+r.String(), eniOf[r.Table], r.add(a.h.rtnl))
 	}
-	move := diffLocal(f, have, slices.Contains(a.desired.LocalBehind, f))
-	a.localBehind = a.localBehind || move.behind
-	for _, r := range move.add {
-		err := r.add(a.h.rtnl)
-		a.write("add rule "+r.String(), "", err)
-		if err != nil {
-			return stale, nil
-		}
+	behind, err := a.h.moveLocal(f, have, slices.Contains(a.desired.LocalBehind, f), func(what string) { a.write(what, "", nil) })
+	a.localBehind = a.localBehind || behind
+	if err != nil {
+		a.failAll(err)
 	}
 	if !a.podRules(f, have) {
 		// The rule for all pods may still be needed.
 		stale = slices.DeleteFunc(stale, func(r rule) bool { return r.Priority == names.PriorityPods })
 	}
-	return append(stale, move.del...), nil
+	return stale, nil
 }
 
 // filter brings the nftables tables into order.
@@ -371,13 +367,9 @@ func (h *Host) cleanup(conn *nfttable.Conn, f *family) error {
 			stale = append(stale, r)
 		}
 	}
-	move := diffLocal(f, rules, false)
-	for _, r := range move.add {
-		if err := r.add(h.rtnl); err != nil {
-			errs, move.del = append(errs, err), nil
-		}
-	}
-	for _, r := range append(stale, move.del...) {
+	_, err = h.moveLocal(f, rules, false, func(string) {})
+	errs = append(errs, err)
+	for _, r := range stale {
 		errs = append(errs, r.delete(h.rtnl))
 	}
 	there, err := conn.Exists(f.nft, names.NFTable)

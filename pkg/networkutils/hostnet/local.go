@@ -1,6 +1,8 @@
 package hostnet
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +47,38 @@ type localChange struct {
 	del []rule
 	// behind tells that the rule is, or will be, behind those of branch ENIs' pods.
 	behind bool
+}
+
+// moveAttempts bounds how often the rules are looked at again after they were changed.
+const moveAttempts = 3
+
+// moveLocal brings a family's rules for the host's own addresses into order, of which have is a list, and reports
+// whether they are behind now. The kernel takes what a request to delete does not say for anything, so one for the rule
+// at home may hit the one for the router's answers; therefore it looks again.
+func (h *Host) moveLocal(f *family, have []rule, behind bool, written func(what string)) (bool, error) {
+	for range moveAttempts {
+		move := diffLocal(f, have, behind)
+		if len(move.add)+len(move.del) == 0 {
+			return move.behind, nil
+		}
+		for _, r := range move.add {
+			if err := r.add(h.rtnl); err != nil {
+				return move.behind, fmt.Errorf("add rule %s: %w", r, err)
+			}
+			written("add rule " + r.String())
+		}
+		for _, r := range move.del {
+			if err := r.delete(h.rtnl); err != nil {
+				return move.behind, fmt.Errorf("delete rule %s: %w", r, err)
+			}
+			written("delete rule " + r.String())
+		}
+		var err error
+		if have, err = listRules(h.handle, f); err != nil {
+			return move.behind, err
+		}
+	}
+	return behind, errors.New("the rules for the host's own addresses keep changing")
 }
 
 // diffLocal moves the rule for the host's own addresses behind those of branch ENIs' pods, or back. It does not go back

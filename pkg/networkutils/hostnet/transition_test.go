@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -211,8 +212,7 @@ func TestPredecessorsStateIsAdopted(t *testing.T) {
 // amazon-ec2-net-utils gave the link is taken off it.
 func TestRepair(t *testing.T) {
 	t.Parallel()
-	cfg := scenarios()[1].cfg
-	for name, script := range map[string]string{
+	repairs(t, "three-enis", map[string]string{
 		"rule deleted":            "ip rule delete priority 512",
 		"eni rule deleted":        "ip rule delete priority 1537 fwmark 1/0x7f lookup 2",
 		"table flushed":           "ip route flush table 2",
@@ -240,7 +240,38 @@ func TestRepair(t *testing.T) {
 			"nft delete set ip vpc-cni exempt; nft add set ip vpc-cni exempt '{ type ipv4_addr; }'",
 		"chain of another priority": "nft delete chain ip vpc-cni postrouting;" +
 			"nft add chain ip vpc-cni postrouting '{ type nat hook postrouting priority 90; }'",
-	} {
+	})
+	repairs(t, "ipv6-strict", map[string]string{
+		"IPv6 rule deleted":            "ip -6 rule delete priority 512",
+		"IPv6 eni rule deleted":        "ip -6 rule delete priority 1537 fwmark 1/0x7f lookup 2",
+		"IPv6 table flushed":           "ip -6 route flush table 2",
+		"IPv6 unreachable deleted":     "ip -6 route flush table 5121",
+		"IPv6 gateway changed":         "ip -6 route replace default via fe80::77 dev eth1 table 2",
+		"IPv6 gateway of another kind": "ip -6 route flush table 2; ip -6 route add blackhole default table 2",
+		"IPv6 link down":               "ip link set eth1 down",
+		"IPv6 address gone":            "ip -6 address flush dev eth1 scope global",
+		"IPv6 pods' address on a link": "ip -6 address add 2001:db8:10:1:b::1/128 dev eth1 nodad",
+		"IPv6 connected route":         "ip -6 route append 2001:db8:10:1::/64 dev eth1 proto kernel metric 256",
+		"router advertised by eth1":    "ip -6 route add default via fe80::77 dev eth1 proto ra metric 100",
+		"prefix advertised on eth1":    "ip -6 route add 2001:db8:10:1::/64 dev eth1 proto ra metric 100",
+		"IPv6 nft table deleted":       "nft delete table ip6 vpc-cni",
+		"IPv6 ruleset flushed":         "nft flush ruleset",
+		"IPv6 chain flushed":           "nft flush chain ip6 vpc-cni source_check",
+		"IPv6 element deleted":         "nft delete element ip6 vpc-cni eni_src '{ 2001:db8:10:2::11 }'",
+		"IPv6 set of another kind": "nft flush chain ip6 vpc-cni prerouting; nft delete map ip6 vpc-cni eni_src;" +
+			"nft add map ip6 vpc-cni eni_src '{ type ipv6_addr : verdict; }'",
+		"local rule deleted":         "ip -6 rule delete priority 20",
+		"local rule at home":         "ip -6 rule add priority 0 lookup local",
+		"local rule moved home":      "ip -6 rule add priority 0 lookup local; ip -6 rule delete priority 20",
+		"routers' answers go astray": "ip -6 rule delete priority 0 from fe80:ec2::1",
+	})
+}
+
+// repairs does each damage to a scenario's state and has it repaired.
+func repairs(t *testing.T, name string, damage map[string]string) {
+	list := scenarios()
+	cfg := list[slices.IndexFunc(list, func(s scenario) bool { return s.name == name })].cfg
+	for name, script := range damage {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, 4)
