@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -20,22 +22,39 @@ import (
 //
 // The routes of running pods must be in table names.TablePods before the first Apply, unless the predecessor's rules
 // lead to them: addresses without one are unreachable afterwards.
+//
+// While Watch runs, an Apply that follows one with an equal Config reads only what the kernel's events cast doubt on.
 func (h *Host) Apply(ctx context.Context, cfg Config) (Report, error) {
-	desired, err := Render(cfg)
-	if err != nil {
-		return Report{}, fmt.Errorf("render host network: %w", err)
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	a := &apply{h: h, desired: desired, report: Report{NotReady: map[string]error{}}}
+	a := &apply{h: h, report: Report{NotReady: map[string]error{}, Changes: map[Kind]int{}}}
 	a.perPod.pods = map[*family]map[netip.Prefix]bool{}
-	for id, err := range desired.Unfit {
+	a.look, a.report.By = h.takeDoubts()
+	a.repair = h.last.complete && h.last.cfg.equal(cfg)
+	if a.repair {
+		a.desired = h.last.desired
+		if a.desired.RuleLayout == LayoutPerPod && a.look&lookRules != 0 {
+			a.look |= lookRoutes // they say which pods there are
+		}
+	} else {
+		var err error
+		if a.desired, err = Render(cfg); err != nil {
+			h.doubt(a.look, "")
+			return Report{}, fmt.Errorf("render host network: %w", err)
+		}
+		a.look = lookAll
+	}
+	for id, err := range a.desired.Unfit {
 		a.report.NotReady[id] = err
 	}
 	if err := a.run(ctx); err != nil {
 		a.failAll(err)
 	}
-	h.setScope(desired, a.linkOf, a.localBehind)
+	h.setScope(a.desired, a.linkOf, a.localBehind)
+	h.last = applied{
+		cfg: cfg.clone(), desired: a.desired, linkOf: a.linkOf, tables: a.desired.tables(), localBehind: a.localBehind,
+		complete: len(a.errs) == 0 && len(a.report.NotReady) == 0,
+	}
 	if a.report.Writes > 0 {
 		h.log.Info("host network changed", "writes", a.report.Writes, "not_ready", len(a.report.NotReady))
 	}
@@ -46,6 +65,8 @@ func (h *Host) Apply(ctx context.Context, cfg Config) (Report, error) {
 type apply struct {
 	h       *Host
 	desired Desired
+	look    look
+	repair  bool            // the Config is the same as last time, and the state was as it should be
 	linkOf  map[string]link // by ENI id
 	report  Report
 	errs    []error
@@ -84,22 +105,22 @@ func (a *apply) run(ctx context.Context) error {
 	}
 	// Deletes come last: until here every packet found either the old state or the new one.
 	for _, r := range staleRules {
-		a.write("delete rule "+r.String(), "", r.delete(a.h.rtnl))
+		a.write(KindRule, "delete rule "+r.String(), "", r.delete(a.h.rtnl))
 	}
 	if err := a.settlePodRules(); err != nil {
 		return err
 	}
 	for _, r := range staleRoutes {
-		a.write(fmt.Sprintf("delete route %s table %d", r.dst, r.table), "", deleteRoute(a.h.handle, r))
+		a.write(KindRoute, fmt.Sprintf("delete route %s table %d", r.dst, r.table), "", deleteRoute(a.h.handle, r))
 	}
 	return nil
 }
 
 // write counts a change that was made, or keeps the error of one that was not: the ENI that it was for is not ready
 // without it. The id is empty for changes that are for none in particular.
-func (a *apply) write(what, eni string, err error) {
+func (a *apply) write(kind Kind, what, eni string, err error) {
 	if err == nil {
-		a.report.Writes++
+		a.changed(kind, 1)
 		a.h.log.Debug("host network write", "what", what)
 		return
 	}
@@ -109,6 +130,13 @@ func (a *apply) write(what, eni string, err error) {
 		return
 	}
 	a.notReady(eni, err)
+}
+
+func (a *apply) changed(kind Kind, n int) {
+	if n > 0 {
+		a.report.Writes += n
+		a.report.Changes[kind] += n
+	}
 }
 
 // notReady keeps the first reason, from which the others mostly follow.
@@ -127,62 +155,121 @@ func (a *apply) failAll(err error) {
 
 // links brings the links and their addresses into order.
 func (a *apply) links() error {
-	links, err := a.h.rtnl.links()
-	if err != nil {
+	if a.look&lookLinks == 0 {
+		a.linkOf = a.h.last.linkOf
+	} else if err := a.findLinks(); err != nil {
 		return err
 	}
-	nics := byMAC(links)
-	a.linkOf = make(map[string]link)
-	for _, want := range a.desired.Links {
-		l, ok := nics[want.MAC]
-		if !ok {
-			a.notReady(want.ENI, fmt.Errorf("%w: %s", ErrNoLink, want.MAC))
-			continue
+	if a.look&lookAddresses != 0 {
+		if err := a.addresses(); err != nil {
+			return err
 		}
-		a.linkOf[want.ENI] = l
-		// Strict reverse-path filtering looks replies up without the mark and drops them; the larger of conf.all's
-		// value and this one counts. It is set before the link can bring in anything.
-		if want.Loose && l.rpFilter != rpFilterLoose {
-			a.write("set rp_filter of "+l.name, want.ENI, a.h.rtnl.setRPFilter(l.index, rpFilterLoose))
-		}
-		if want.MTU != 0 && l.mtu != want.MTU {
-			a.write(fmt.Sprintf("set MTU of %s to %d", l.name, want.MTU), want.ENI,
-				a.h.handle.LinkSetMTU(linkRef(l), want.MTU))
-		}
-	}
-	if err := a.addresses(); err != nil {
-		return err
 	}
 	for _, want := range a.desired.Links {
 		if l, ok := a.linkOf[want.ENI]; ok && !want.Primary && !l.up {
-			a.write(fmt.Sprintf("set %s up", l.name), want.ENI, a.h.handle.LinkSetUp(linkRef(l)))
+			err := a.h.handle.LinkSetUp(linkRef(l))
+			a.write(KindLink, fmt.Sprintf("set %s up", l.name), want.ENI, err)
+			if l.up = err == nil; l.up {
+				a.linkOf[want.ENI] = l
+			}
 		}
 	}
 	return nil
 }
 
+// findLinks finds the ENIs' links and sets what links have.
+func (a *apply) findLinks() error {
+	var err error
+	if a.linkOf, err = a.h.knownLinks(a.desired.Links); err != nil {
+		return err
+	}
+	if a.linkOf == nil {
+		links, err := a.h.rtnl.links()
+		if err != nil {
+			return err
+		}
+		a.linkOf = a.identify(links)
+	}
+	if !maps.EqualFunc(a.linkOf, a.h.last.linkOf, link.same) {
+		a.look |= lookAddresses | lookRoutes | lookFilter
+	}
+	for _, want := range a.desired.Links {
+		l, ok := a.linkOf[want.ENI]
+		if !ok {
+			a.notReady(want.ENI, fmt.Errorf("%w: %s", ErrNoLink, want.MAC))
+			continue
+		}
+		// Strict reverse-path filtering looks replies up without the mark and drops them; the larger of conf.all's
+		// value and this one counts. It is set before the link can bring in anything.
+		if want.Loose && l.rpFilter != rpFilterLoose {
+			a.write(KindLink, "set rp_filter of "+l.name, want.ENI, a.h.rtnl.setRPFilter(l.index, rpFilterLoose))
+		}
+		if want.MTU != 0 && l.mtu != want.MTU {
+			a.write(KindLink, fmt.Sprintf("set MTU of %s to %d", l.name, want.MTU), want.ENI,
+				a.h.handle.LinkSetMTU(linkRef(l), want.MTU))
+		}
+	}
+	return nil
+}
+
+// identify finds each ENI's link by its MAC. A link that was an ENI's before and shows a MAC that is nobody's gets the
+// ENI's back: the VPC drops what comes from any other.
+func (a *apply) identify(links []link) map[string]link {
+	nics := byMAC(links)
+	wanted, byIndex := make(map[string]bool), make(map[int]link)
+	for _, w := range a.desired.Links {
+		wanted[w.MAC] = true
+	}
+	for _, l := range links {
+		byIndex[l.index] = l
+	}
+	out := make(map[string]link)
+	for _, w := range a.desired.Links {
+		if l, ok := nics[w.MAC]; ok {
+			out[w.ENI] = l
+			continue
+		}
+		last, known := a.h.last.linkOf[w.ENI]
+		l, there := byIndex[last.index]
+		mac, err := net.ParseMAC(w.MAC)
+		if !known || !there || !l.isNIC() || wanted[l.mac.String()] || last.mac.String() != w.MAC || err != nil {
+			continue
+		}
+		err = a.h.handle.LinkSetHardwareAddr(linkRef(l), mac)
+		a.write(KindLink, "set MAC of "+l.name, w.ENI, err)
+		if err == nil {
+			l.mac = mac
+			out[w.ENI] = l
+		}
+	}
+	return out
+}
+
 // addresses gives every secondary ENI its own primary address: without one it asks for its neighbours in the name of
 // another link, and its rp_filter is strict whatever the setting.
 func (a *apply) addresses() error {
-	list, err := dump(func() ([]netlink.Addr, error) { return a.h.handle.AddrList(nil, netlink.FAMILY_ALL) })
-	if err != nil {
-		return fmt.Errorf("list addresses: %w", err)
-	}
+	have := make(map[string][]netip.Prefix)
 	for _, want := range a.desired.Addresses {
 		l, ok := a.linkOf[want.ENI]
 		if !ok {
 			continue
 		}
-		present := false
-		for i := range list {
-			if list[i].LinkIndex != l.index {
-				continue
+		if _, read := have[want.ENI]; !read {
+			list, err := a.h.addressesOf(l.index)
+			if err != nil {
+				return err
 			}
-			addr := prefixOf(list[i].IPNet).Addr()
-			present = present || addr == want.Prefix.Addr()
-			if contains(want.Pool, addr) {
-				a.write(fmt.Sprintf("delete pods' address %s from %s", addr, l.name), want.ENI,
-					a.h.handle.AddrDel(linkRef(l), &list[i]))
+			have[want.ENI] = list
+		}
+		present := false
+		for _, p := range have[want.ENI] {
+			present = present || p.Addr() == want.Prefix.Addr()
+			if contains(want.Pool, p.Addr()) {
+				err := a.h.handle.AddrDel(linkRef(l), &netlink.Addr{IPNet: ipNet(p)})
+				if errors.Is(err, unix.EADDRNOTAVAIL) {
+					err = nil
+				}
+				a.write(KindAddress, fmt.Sprintf("delete pods' address %s from %s", p.Addr(), l.name), want.ENI, err)
 			}
 		}
 		if !present {
@@ -192,7 +279,7 @@ func (a *apply) addresses() error {
 			if errors.Is(err, unix.EEXIST) { // since the list was made
 				err = nil
 			}
-			a.write(fmt.Sprintf("add address %s to %s", want.Prefix, l.name), want.ENI, err)
+			a.write(KindAddress, fmt.Sprintf("add address %s to %s", want.Prefix, l.name), want.ENI, err)
 		}
 	}
 	return nil
@@ -200,7 +287,10 @@ func (a *apply) addresses() error {
 
 // routes writes the routes that are missing and returns those to delete later.
 func (a *apply) routes(ctx context.Context, f *family) ([]route, error) {
-	have, err := listRoutes(a.h.handle, f)
+	if a.look&lookRoutes == 0 {
+		return nil, nil
+	}
+	have, err := a.haveRoutes(f)
 	if err != nil {
 		return nil, err
 	}
@@ -221,9 +311,42 @@ func (a *apply) routes(ctx context.Context, f *family) ([]route, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		a.write(fmt.Sprintf("write route %s table %d", r.dst, r.table), eniOf[r], a.h.handle.RouteReplace(r.toNetlink()))
+		a.write(KindRoute, fmt.Sprintf("write route %s table %d", r.dst, r.table), eniOf[r], a.h.handle.RouteReplace(r.toNetlink()))
 	}
 	return append(stale, a.strays(f, have)...), nil
+}
+
+// haveRoutes lists the routes of our tables, and those of main that leave by secondary ENIs. The first time it lists all
+// there are: what is left from before is in tables that are not known.
+func (a *apply) haveRoutes(f *family) ([]route, error) {
+	if a.h.last.tables == nil {
+		return listRoutes(a.h.handle, f)
+	}
+	var list []route
+	tables := a.desired.tables()
+	maps.Copy(tables, a.h.last.tables)
+	if a.desired.RuleLayout == LayoutPerPod {
+		tables[names.TablePods] = true
+	}
+	for _, t := range slices.Sorted(maps.Keys(tables)) {
+		part, err := a.h.routesOf(f, t, 0)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, part...)
+	}
+	for _, want := range a.desired.Links {
+		l, ok := a.linkOf[want.ENI]
+		if !ok || want.Primary {
+			continue
+		}
+		part, err := a.h.routesOf(f, names.TableMain, l.index)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, part...)
+	}
+	return list, nil
 }
 
 // strays are routes in main by which pods of the primary ENI, and the host, would reach others by an ENI that is not
@@ -258,6 +381,10 @@ func (a *apply) strays(f *family, have []route) []route {
 
 // rules adds the rules that are missing and returns those to delete later.
 func (a *apply) rules(f *family) ([]rule, error) {
+	if a.look&lookRules == 0 {
+		a.localBehind = a.h.last.localBehind
+		return nil, nil
+	}
 	have, err := listRules(a.h.handle, f)
 	if err != nil {
 		return nil, err
@@ -271,9 +398,9 @@ func (a *apply) rules(f *family) ([]rule, error) {
 	want := slices.DeleteFunc(slices.Clone(a.desired.Rules), func(r Rule) bool { return r.family() != f })
 	add, stale := diffRules(have, want)
 	for _, r := range add {
-		a.write("add rule "+r.String(), eniOf[r.Table], r.add(a.h.rtnl))
+		a.write(KindRule, "add rule "+r.String(), eniOf[r.Table], r.add(a.h.rtnl))
 	}
-	behind, err := a.h.moveLocal(f, have, slices.Contains(a.desired.LocalBehind, f), func(what string) { a.write(what, "", nil) })
+	behind, err := a.h.moveLocal(f, have, slices.Contains(a.desired.LocalBehind, f), func(what string) { a.write(KindRule, what, "", nil) })
 	a.localBehind = a.localBehind || behind
 	if err != nil {
 		a.failAll(err)
@@ -287,6 +414,9 @@ func (a *apply) rules(f *family) ([]rule, error) {
 
 // filter brings the nftables tables into order.
 func (a *apply) filter(ctx context.Context) error {
+	if a.look&lookFilter == 0 {
+		return nil
+	}
 	conn, err := nfttable.Open(ctx, a.h.netns)
 	if err != nil {
 		return err
@@ -310,7 +440,7 @@ func (a *apply) filter(ctx context.Context) error {
 		if err := conn.Write(change); err != nil {
 			return err
 		}
-		a.report.Writes += change.Writes()
+		a.changed(KindNFTables, change.Writes())
 	}
 	for _, f := range families {
 		if wanted[f.nft] {
@@ -333,9 +463,9 @@ func (a *apply) filter(ctx context.Context) error {
 			if err := conn.Write(change); err != nil {
 				return err
 			}
-			a.report.Writes += change.Writes()
+			a.changed(KindNFTables, change.Writes())
 		case have != nil:
-			a.write("delete nftables table of "+f.name, "", conn.Delete(f.nft, names.NFTable))
+			a.write(KindNFTables, "delete nftables table of "+f.name, "", conn.Delete(f.nft, names.NFTable))
 		}
 	}
 	return nil
@@ -346,6 +476,7 @@ func (a *apply) filter(ctx context.Context) error {
 func (h *Host) Cleanup(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.last.complete = false
 	conn, err := nfttable.Open(ctx, h.netns)
 	if err != nil {
 		return err

@@ -87,6 +87,10 @@ type ENI struct {
 type Report struct {
 	// Writes counts the changes made to the kernel: 0 when the state was right already.
 	Writes int
+	// Changes are the Writes by kind.
+	Changes map[Kind]int
+	// By names programs that changed something since the last Apply, as far as the kernel says who it was.
+	By []string
 	// NotReady has the reason for each ENI (by id) that cannot serve pods yet; every other ENI of the Config can.
 	NotReady map[string]error
 }

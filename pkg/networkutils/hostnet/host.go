@@ -37,10 +37,13 @@ type Host struct {
 
 	mu     sync.Mutex // held by Apply and Cleanup
 	handle *netlink.Handle
+	strict *netlink.Handle // dumps are filtered by the kernel
 	rtnl   *rtnl
+	last   applied // of the last Apply
 
 	scopeMu sync.Mutex
 	scope   scope // what Watch looks at; of the last Apply
+	doubts  doubts
 }
 
 // New opens the netlink sockets of the Host. Close releases them.
@@ -60,8 +63,20 @@ func New(o Options) (*Host, error) {
 		h.handle.Close()
 		return nil, fmt.Errorf("set rtnetlink time-out: %w", err)
 	}
+	if h.strict, err = netlink.NewHandleAt(h.nsHandle(), unix.NETLINK_ROUTE); err != nil {
+		h.handle.Close()
+		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+	}
+	// Kernels before 4.20 do not know the option, and send more than they are asked for.
+	_ = h.strict.SetStrictCheck(true)
+	if err := h.strict.SetSocketTimeout(requestTimeout); err != nil {
+		h.handle.Close()
+		h.strict.Close()
+		return nil, fmt.Errorf("set rtnetlink time-out: %w", err)
+	}
 	if h.rtnl, err = openRtnl(h.nsHandle()); err != nil {
 		h.handle.Close()
+		h.strict.Close()
 		return nil, err
 	}
 	return h, nil
@@ -70,6 +85,7 @@ func New(o Options) (*Host, error) {
 // Close releases the Host's sockets; nothing of what it wrote is changed.
 func (h *Host) Close() {
 	h.handle.Close()
+	h.strict.Close()
 	h.rtnl.close()
 }
 

@@ -42,6 +42,9 @@ var stackedKinds = []string{"vlan", "ipvlan", "ipvtap", "bond", "bridge", "team"
 // isNIC reports whether the link can be an ENI itself.
 func (l link) isNIC() bool { return !slices.Contains(stackedKinds, l.kind) && len(l.mac) == 6 }
 
+// same reports whether two are the same link under the same name.
+func (l link) same(o link) bool { return l.index == o.index && l.name == o.name }
+
 // rtnl makes the rtnetlink requests that vishvananda/netlink has no call for.
 type rtnl struct {
 	sockets map[int]*nl.SocketHandle
@@ -57,6 +60,7 @@ func openRtnl(ns netns.NsHandle) (*rtnl, error) {
 		s.Close()
 		return nil, fmt.Errorf("set rtnetlink time-out: %w", err)
 	}
+	_ = unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1) // see routesOf
 	return &rtnl{sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
 }
 

@@ -140,7 +140,7 @@ func (a *apply) podRules(f *family, have []rule) bool {
 	a.perPod.added, a.perPod.stale = append(a.perPod.added, add...), append(a.perPod.stale, stale...)
 	failed := len(a.errs)
 	for _, r := range add {
-		a.write("add rule "+r.String(), "", (rule{Rule: r}).add(a.h.rtnl))
+		a.write(KindRule, "add rule "+r.String(), "", (rule{Rule: r}).add(a.h.rtnl))
 	}
 	return len(a.errs) == failed
 }
@@ -164,7 +164,7 @@ func (a *apply) settlePodRules() error {
 			}
 		}
 		for _, r := range stale {
-			a.write("delete rule "+r.String(), "", r.delete(a.h.rtnl))
+			a.write(KindRule, "delete rule "+r.String(), "", r.delete(a.h.rtnl))
 		}
 	}
 	return nil

@@ -96,13 +96,19 @@ func TestWatch(t *testing.T) {
 	defer cancel()
 	calls := make(chan string)
 	done := make(chan error, 1)
-	go func() { done <- host.Watch(ctx, func(reason string) { calls <- reason }) }()
+	go func() {
+		done <- host.Watch(ctx, func(reason string) {
+			if reason != pollReason {
+				calls <- reason
+			}
+		})
+	}()
 
 	// awaitFold returns once an event started the folding time; false if none did for a while.
 	awaitFold := func(patience time.Duration) bool {
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
-		return clock.BlockUntilContext(ctx, 1) == nil
+		return clock.BlockUntilContext(ctx, 2) == nil // the other one is for polling
 	}
 	damage := "ip rule delete priority 512; ip rule add priority 512 lookup 5120 proto 89"
 	for !awaitFold(20 * time.Millisecond) { // until Watch listens
@@ -136,12 +142,12 @@ func TestWatch(t *testing.T) {
 			ip rule add priority 700 lookup 77; ip rule delete priority 700
 			nft add table ip other; nft delete table ip other`)
 		n.Run("sh", "-c", c.script)
-		if !awaitFold(10 * time.Second) {
-			t.Fatalf("%s: no event", c.script)
-		}
-		clock.Advance(foldTime)
-		if got := <-calls; !strings.Contains(got, c.want) {
-			t.Errorf("%s: reason %q, want %q", c.script, got, c.want)
+		for heard := false; !heard; { // an event of before may be late: an address of its own that a link has probed
+			if !awaitFold(10 * time.Second) {
+				t.Fatalf("%s: no event", c.script)
+			}
+			clock.Advance(foldTime)
+			heard = strings.Contains(<-calls, c.want)
 		}
 		if _, err := host.Apply(t.Context(), cfg); err != nil {
 			t.Fatal(err)
