@@ -1,6 +1,7 @@
-// bench measures what pods cost: ADD and DEL of the plugin binary, ipamd's memory, CPU and start, and the CPU time of a
-// packet, with few and with many pods on the node. Beside the plugin's and the packets' figures it prints the floor measured in the same run: the start of an empty Go
-// program, and plain routing without a rule. docs/benchmarks.md says how to read it.
+// bench measures what pods cost: ADD and DEL of the plugin binary, ipamd's memory, CPU and start, and the CPU time of
+// packets and connections, with few and with many pods on the node. Beside the plugin's and the packets' figures it prints
+// the floor measured in the same run (the start of an empty Go program, and plain routing without a rule) and whether the
+// goals are met. docs/benchmarks.md says how to read it.
 //
 // Everything runs in a sandbox of its own; the machine's network is not touched.
 package main
@@ -40,7 +41,7 @@ func main() {
 
 // The parts of the benchmark.
 const (
-	onlyPlugin  = "plugin"
+	onlyAdd     = "add"
 	onlyIPAMD   = "ipamd"
 	onlyPackets = "packets"
 )
@@ -59,7 +60,7 @@ func parseOptions(args []string) (options, error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.BoolVar(&o.short, "short", false, "fewer samples: at most two minutes")
 	flags.StringVar(&o.plugin, "plugin", "", "measure this plugin binary instead of building one")
-	flags.StringVar(&o.only, "only", "", "measure one part only: plugin, ipamd or packets")
+	flags.StringVar(&o.only, "only", "", "measure one part only: add, ipamd or packets")
 	flags.StringVar(&o.ipamd, "ipamd", "", "measure this ipamd instead of building one; aws-cni must lie beside it")
 	flags.StringVar(&o.empty, "empty", "", "an empty Go program, built as the plugin is (default: build one)")
 	if err := flags.Parse(args); err != nil {
@@ -68,8 +69,8 @@ func parseOptions(args []string) (options, error) {
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
-	if o.only != "" && !slices.Contains([]string{onlyPlugin, onlyIPAMD, onlyPackets}, o.only) {
-		return o, fmt.Errorf("-only %s: must be plugin, ipamd or packets", o.only)
+	if o.only != "" && !slices.Contains([]string{onlyAdd, onlyIPAMD, onlyPackets}, o.only) {
+		return o, fmt.Errorf("-only %s: must be add, ipamd or packets", o.only)
 	}
 	return o, nil
 }
@@ -88,8 +89,9 @@ type effort struct {
 	rounds int
 	// samples and bursts are executions of each operation, one by one and many at once, for each level and round.
 	samples, bursts int
-	// packets are sent in each direction for each level, mode and round.
-	packets int
+	// packetRounds is the same of packets, units how many of each measure are in a round, for each layout, direction and level.
+	packetRounds int
+	units        map[string]int
 	// starts of ipamd for each level; the time until it is at rest, and the time it is watched then.
 	starts       int
 	settle, idle time.Duration
@@ -97,9 +99,15 @@ type effort struct {
 
 func (o options) effort() effort {
 	if o.short {
-		return effort{rounds: 5, samples: 8, bursts: 1, packets: 5000, starts: 2, settle: 5 * time.Second, idle: 10 * time.Second}
+		return effort{
+			rounds: 5, samples: 8, bursts: 1, starts: 2, settle: 5 * time.Second, idle: 10 * time.Second,
+			packetRounds: 5, units: map[string]int{udpPacket: 2048, tcpRR: 500, tcpCRR: 200},
+		}
 	}
-	return effort{rounds: 9, samples: 24, bursts: 2, packets: 40000, starts: 5, settle: 15 * time.Second, idle: 30 * time.Second}
+	return effort{
+		rounds: 9, samples: 24, bursts: 2, starts: 5, settle: 15 * time.Second, idle: 30 * time.Second,
+		packetRounds: 15, units: map[string]int{udpPacket: 16384, tcpRR: 5000, tcpCRR: 1000},
+	}
 }
 
 // outside builds the programs and runs the benchmark in its sandbox.
@@ -179,14 +187,14 @@ const timeLimit = 15 * time.Minute
 func measure(ctx context.Context, o options) error {
 	ctx, cancel := context.WithTimeout(ctx, timeLimit)
 	defer cancel()
-	r := report{Rounds: o.effort().rounds, Machine: describeMachine(), Started: time.Now().UTC().Truncate(time.Second)}
+	r := report{Rounds: o.effort().rounds, PacketRounds: o.effort().packetRounds, Machine: describeMachine(), Started: time.Now().UTC().Truncate(time.Second)}
 	size, err := os.Stat(o.plugin)
 	if err != nil {
 		return err
 	}
 	r.PluginBytes = size.Size()
 	var failed []error
-	if o.only == "" || o.only == onlyPlugin {
+	if o.only == "" || o.only == onlyAdd {
 		r.Plugin, err = measurePlugin(ctx, o)
 		failed = append(failed, err)
 	}

@@ -102,13 +102,19 @@ const setupTimeout = 10 * time.Second
 
 // fill puts pods with the given addresses on the node: real veths and routes, whose other ends share one namespace.
 func fill(ctx context.Context, node, crowd namespace, addresses []netip.Addr) error {
-	// Thousands of links that look for IPv6 routers would be measured too.
-	quiet := map[string]string{"ipv6/conf/default/disable_ipv6": "1"}
-	if err := crowd.sysctl(quiet); err != nil {
-		return err
+	quiet := func(value string) error {
+		for _, ns := range []namespace{crowd, node} {
+			if err := ns.sysctl(map[string]string{"ipv6/conf/default/disable_ipv6": value}); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
-	if err := node.sysctl(quiet); err != nil {
-		return err
+	if len(addresses) > 0 && addresses[0].Is4() {
+		// Thousands of links that look for IPv6 routers would be measured too.
+		if err := quiet("1"); err != nil {
+			return err
+		}
 	}
 	err := node.do(func() error {
 		for i, addr := range addresses {
@@ -133,7 +139,7 @@ func fill(ctx context.Context, node, crowd namespace, addresses []netip.Addr) er
 	if err != nil {
 		return err
 	}
-	return node.sysctl(map[string]string{"ipv6/conf/default/disable_ipv6": "0"})
+	return quiet("0")
 }
 
 // addresses counts n addresses up from first.

@@ -7,21 +7,25 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"time"
 
 	"vpccni/pkg/networkutils/hostnet"
 	"vpccni/pkg/networkutils/names"
 	"vpccni/pkg/networkutils/podnet"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // The VPC of a node under test: one /20 per ENI, whose pods have the second /24 of it.
 var vpcCIDR = netip.MustParsePrefix("10.0.0.0/16")
 
-// peerAddr is a host of the VPC outside the node.
-var peerAddr = netip.MustParseAddr("10.0.200.1")
+// peerAddr and peerAddr6 are those of a host of the VPC outside the node.
+var (
+	peerAddr  = netip.MustParseAddr("10.0.200.1")
+	peerAddr6 = netip.MustParseAddr("2001:db8:0:c8::1")
+)
+
+// router6 is the VPC's router on every link.
+var router6 = netip.MustParseAddr("fe80:ec2::1")
 
 // enis is how many ENIs a node has, the primary one included.
 const enis = 4
@@ -35,34 +39,51 @@ func poolOf(eni int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(16*eni + 1), 0}), 24)
 }
 
+// In IPv6: a /64 per ENI, whose pods have one /80 of it.
+func subnet6Of(eni int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 7: byte(16 * eni)}), 64)
+}
+func own6Of(eni int) netip.Addr { return inSubnet6(eni, 0, 0x10) }
+func pool6Of(eni int) netip.Prefix {
+	return netip.PrefixFrom(inSubnet6(eni, 1, 0), 80)
+}
+
+func inSubnet6(eni int, pool, host byte) netip.Addr {
+	a := subnet6Of(eni).Addr().As16()
+	a[9], a[15] = pool, host
+	return netip.AddrFrom16(a)
+}
+
 func macOf(eni int) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 0, byte(eni + 1)} }
 
 // packetNode is a node with pods between its VPC and the pod whose packets are measured, which lives on a secondary
 // ENI: the longest way through the rules.
 type packetNode struct {
-	pods  int
-	modes []string
+	pods    int
+	layouts []string
 
 	node, vpc, pod, crowd namespace
 	podAddrs              []netip.Addr // by the way they were handed out; the measured pod's is the first
 	host                  *hostnet.Host
-	flows                 map[string]flow
+	flows                 map[flowKey]flow
 }
 
-func newPacketNode(ctx context.Context, pods int, modes []string) (*packetNode, error) {
+type flowKey struct{ measure, direction string }
+
+func newPacketNode(ctx context.Context, pods int, layouts []string) (*packetNode, error) {
 	spaces, err := newNamespaces(4)
 	if err != nil {
 		return nil, err
 	}
-	n := &packetNode{pods: pods, modes: modes, node: spaces[0], vpc: spaces[1], pod: spaces[2], crowd: spaces[3]}
-	n.podAddrs = podAddresses(pods)
+	n := &packetNode{pods: pods, layouts: layouts, node: spaces[0], vpc: spaces[1], pod: spaces[2], crowd: spaces[3], flows: map[flowKey]flow{}}
+	n.podAddrs = podAddresses(pods, layouts[0] == layoutV6)
 	if err := n.connect(); err != nil {
 		return nil, err
 	}
 	if err := n.addPods(ctx); err != nil {
 		return nil, err
 	}
-	if modes[0] != modePlain {
+	if layouts[0] != layoutPlain {
 		n.host, err = hostnet.New(hostnet.Options{
 			NetNS: int(n.node.file.Fd()),
 			Log:   slog.New(slog.NewTextHandler(io.Discard, nil)),
@@ -71,14 +92,20 @@ func newPacketNode(ctx context.Context, pods int, modes []string) (*packetNode, 
 			return nil, err
 		}
 	}
+	if err := n.use(ctx, layouts[0]); err != nil {
+		return nil, err
+	}
 	return n, n.openFlows()
 }
 
 // podAddresses spreads the pods over the ENIs, beginning with the first secondary one.
-func podAddresses(pods int) []netip.Addr {
+func podAddresses(pods int, v6 bool) []netip.Addr {
 	next := make([]netip.Addr, enis)
 	for eni := range next {
 		next[eni] = poolOf(eni).Addr()
+		if v6 {
+			next[eni] = pool6Of(eni).Addr().Next()
+		}
 	}
 	var list []netip.Addr
 	for i := range pods {
@@ -111,15 +138,24 @@ func (n *packetNode) connect() error {
 			// The VPC never asks an instance for its addresses.
 			[]string{"neighbour", "add", ownOf(eni).String(), "lladdr", macOf(eni).String(), "dev", port, "nud", "permanent"},
 			[]string{"route", "add", poolOf(eni).String(), "via", ownOf(eni).String(), "dev", port},
+			[]string{"address", "add", netip.PrefixFrom(router6, 64).String(), "dev", port, "nodad"},
+			[]string{"neighbour", "add", own6Of(eni).String(), "lladdr", macOf(eni).String(), "dev", port, "nud", "permanent"},
+			[]string{"route", "add", own6Of(eni).String(), "dev", port},
+			[]string{"route", "add", pool6Of(eni).String(), "via", own6Of(eni).String(), "dev", port},
 		)
 		if err != nil {
 			return err
 		}
 	}
-	if err := n.vpc.ip("address", "add", peerAddr.String(), "dev", "lo"); err != nil {
+	for _, addr := range []netip.Addr{peerAddr, peerAddr6} {
+		if err := n.vpc.ip("address", "add", addr.String(), "dev", "lo", "nodad"); err != nil {
+			return err
+		}
+	}
+	if err := n.vpc.sysctl(map[string]string{"ipv6/conf/all/forwarding": "1"}); err != nil {
 		return err
 	}
-	forwarding := map[string]string{"ipv4/ip_forward": "1", "ipv4/conf/all/rp_filter": "0", "ipv4/conf/default/rp_filter": "0"}
+	forwarding := map[string]string{"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1", "ipv4/conf/all/rp_filter": "0", "ipv4/conf/default/rp_filter": "0"}
 	for eni := range enis {
 		forwarding[fmt.Sprintf("ipv4/conf/eth%d/rp_filter", eni)] = "0"
 	}
@@ -129,6 +165,7 @@ func (n *packetNode) connect() error {
 	return n.node.ips(
 		[]string{"address", "add", netip.PrefixFrom(ownOf(0), 20).String(), "dev", "eth0"},
 		[]string{"route", "add", "default", "via", routerOf(0).String(), "dev", "eth0"},
+		[]string{"-6", "route", "add", "default", "via", router6.String(), "dev", "eth0"},
 	)
 }
 
@@ -153,12 +190,12 @@ func (n *packetNode) addPods(ctx context.Context) error {
 	})
 }
 
-// use gives the node the state of a mode. The floor has none: routes, and not a single rule or table of nftables.
-func (n *packetNode) use(ctx context.Context, mode string) error {
-	if mode == modePlain {
+// use gives the node the state of a layout. The floor has none: routes, and not a single rule or table of nftables.
+func (n *packetNode) use(ctx context.Context, layout string) error {
+	if layout == layoutPlain {
 		return nil
 	}
-	report, err := n.host.Apply(ctx, n.config(mode))
+	report, err := n.host.Apply(ctx, n.config(layout))
 	if err != nil {
 		return err
 	}
@@ -168,29 +205,37 @@ func (n *packetNode) use(ctx context.Context, mode string) error {
 	return nil
 }
 
-func (n *packetNode) config(mode string) hostnet.Config {
+func (n *packetNode) config(layout string) hostnet.Config {
 	cfg := hostnet.Config{
+		IPv4: layout != layoutV6, IPv6: layout == layoutV6,
 		VPCCIDRs: []netip.Prefix{vpcCIDR}, NodePort: true, VethPrefix: "eni", MTU: 9001,
 		PrimaryMark: names.DefaultPrimaryMark, ENIMask: names.DefaultENIMask,
+	}
+	if layout == layoutPerPod {
+		cfg.RuleLayout = hostnet.LayoutPerPod
 	}
 	for eni := range enis {
 		cfg.ENIs = append(cfg.ENIs, hostnet.ENI{
 			ID: fmt.Sprintf("eni-%d", eni), MAC: macOf(eni), Device: eni, Primary: eni == 0,
-			Address: ownOf(eni), SubnetCIDR: subnetOf(eni), Pool: n.pool(eni, mode),
+			Address: ownOf(eni), SubnetCIDR: subnetOf(eni), Address6: own6Of(eni), SubnetCIDR6: subnet6Of(eni),
+			Pool: n.pool(eni, layout),
 		})
 	}
 	return cfg
 }
 
 // pool is what the ENI holds for its pods: their addresses, or the /28s around them.
-func (n *packetNode) pool(eni int, mode string) []netip.Prefix {
+func (n *packetNode) pool(eni int, layout string) []netip.Prefix {
+	if layout == layoutV6 {
+		return []netip.Prefix{pool6Of(eni)}
+	}
 	var pool []netip.Prefix
 	for _, addr := range n.podAddrs {
 		if !poolOf(eni).Contains(addr) {
 			continue
 		}
 		prefix := netip.PrefixFrom(addr, 32)
-		if mode == modePrefixes {
+		if layout == layoutPrefixes {
 			prefix = netip.PrefixFrom(addr, 28).Masked()
 		}
 		if len(pool) == 0 || pool[len(pool)-1] != prefix {
@@ -200,55 +245,25 @@ func (n *packetNode) pool(eni int, mode string) []netip.Prefix {
 	return pool
 }
 
-// Ports of the measured flow.
-const (
-	podPort  = 4000
-	peerPort = 4001
-)
-
-// openFlows opens a socket in the pod and one at the peer.
+// openFlows opens the sockets of every measure, in the pod and at the peer.
 func (n *packetNode) openFlows() error {
-	pod, peer := netip.AddrPortFrom(n.podAddrs[0], podPort), netip.AddrPortFrom(peerAddr, peerPort)
-	podSocket, err := openSocket(n.pod, pod, peer)
-	if err != nil {
-		return err
+	pod, peer := n.podAddrs[0], peerAddr
+	if pod.Is6() {
+		peer = peerAddr6
 	}
-	peerSocket, err := openSocket(n.vpc, peer, pod)
-	if err != nil {
-		return err
-	}
-	n.flows = map[string]flow{
-		fromPod: {from: podSocket, to: peerSocket},
-		toPod:   {from: peerSocket, to: podSocket},
+	for _, measure := range measures {
+		from, err := newFlow(measure, n.pod, n.vpc, pod, peer)
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", measure, fromPod, err)
+		}
+		n.flows[flowKey{measure, fromPod}] = from
+		to, err := newFlow(measure, n.vpc, n.pod, peer, pod)
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", measure, toPod, err)
+		}
+		n.flows[flowKey{measure, toPod}] = to
 	}
 	return nil
-}
-
-// lossTimeout is how long a packet may be on its way before it counts as lost.
-const lossTimeout = 3 * time.Second
-
-func openSocket(ns namespace, local, remote netip.AddrPort) (int, error) {
-	fd := -1
-	err := ns.do(func() error {
-		var err error
-		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
-			return err
-		}
-		timeout := unix.NsecToTimeval(lossTimeout.Nanoseconds())
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
-			return err
-		}
-		if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: local.Addr().As4(), Port: int(local.Port())}); err != nil {
-			return fmt.Errorf("bind %s: %w", local, err)
-		}
-		return unix.Connect(fd, &unix.SockaddrInet4{Addr: remote.Addr().As4(), Port: int(remote.Port())})
-	})
-	return fd, err
-}
-
-// send measures one run in a direction.
-func (n *packetNode) send(direction string, packets int) (float64, error) {
-	return n.flows[direction].cost(packets)
 }
 
 // close releases sockets; the namespaces go with the sandbox.
@@ -256,6 +271,7 @@ func (n *packetNode) close() {
 	if n.host != nil {
 		n.host.Close()
 	}
-	_ = unix.Close(n.flows[fromPod].from)
-	_ = unix.Close(n.flows[fromPod].to)
+	for _, f := range n.flows {
+		f.close()
+	}
 }

@@ -3,71 +3,74 @@ package main
 import (
 	"context"
 	"fmt"
-	"runtime"
-	"time"
+	"io"
+	"slices"
 
 	"vpccni/test/bench/stats"
-
-	"golang.org/x/sys/unix"
 )
 
 // Pods that are on the node while packets are measured.
-var packetLevels = []int{1, 50, 250, 700, 1000}
+var packetLevels = []int{1, 250, 1000}
 
-// The modes of addressing, and the floor.
+// The layouts of a node's rules: the floor, ours by mode of addressing, and one rule for each pod as the predecessor has.
 const (
-	modePlain     = "plain routing"
-	modeSecondary = "secondary IPs"
-	modePrefixes  = "prefixes"
+	layoutPlain     = "plain routing"
+	layoutSecondary = "secondary IPs"
+	layoutPrefixes  = "prefixes"
+	layoutV6        = "IPv6 prefixes"
+	layoutPerPod    = "rules per pod"
 )
 
-// The directions of a packet, both through the node.
+var layouts = []string{layoutPlain, layoutSecondary, layoutPrefixes, layoutV6, layoutPerPod}
+
+// The directions, both through the node: who sends the packet, or opens the connection.
 const (
 	fromPod = "pod→peer"
 	toPod   = "peer→pod"
 )
 
+var directions = []string{fromPod, toPod}
+
+// flatGoal is the most that a unit may cost with the most pods, in proportion to one pod.
+const flatGoal = 1.15
+
+// flatLayouts are those that the goal is for.
+var flatLayouts = []string{layoutSecondary, layoutPrefixes, layoutV6}
+
 type packetKey struct {
-	pods            int
-	mode, direction string
+	pods                       int
+	layout, measure, direction string
 }
 
-// measurePackets measures what it costs to send, forward and receive a small packet.
+// measurePackets measures what it costs to send small packets through nodes with few and with many pods.
 func measurePackets(ctx context.Context, o options) ([]packetRow, error) {
 	effort := o.effort()
-	var nodes []*packetNode
-	for _, pods := range packetLevels {
-		progress("packets: nodes with %d pods", pods)
-		for _, modes := range [][]string{{modePlain}, {modeSecondary, modePrefixes}} {
-			node, err := newPacketNode(ctx, pods, modes)
+	var nodes [][]*packetNode // by kind, then by level
+	for _, kind := range [][]string{{layoutPlain}, {layoutSecondary, layoutPrefixes}, {layoutV6}, {layoutPerPod}} {
+		var byLevel []*packetNode
+		for _, pods := range packetLevels {
+			progress("packets: a node with %d pods, %s", pods, kind[0])
+			node, err := newPacketNode(ctx, pods, kind)
 			if err != nil {
-				return nil, fmt.Errorf("node with %d pods, %s: %w", pods, modes[0], err)
+				return nil, fmt.Errorf("node with %d pods, %s: %w", pods, kind[0], err)
 			}
-			nodes = append(nodes, node)
+			byLevel = append(byLevel, node)
 			defer node.close()
 		}
+		nodes = append(nodes, byLevel)
 	}
 	runs := map[packetKey][]float64{}
 	// A node's first round only warms it up.
-	for round := range effort.rounds + 1 {
-		progress("packets: round %d of %d", round, effort.rounds)
-		for _, node := range nodes {
-			for _, mode := range node.modes {
-				if err := ctx.Err(); err != nil {
-					return nil, err
-				}
-				if err := node.use(ctx, mode); err != nil {
-					return nil, fmt.Errorf("node with %d pods, %s: %w", node.pods, mode, err)
-				}
-				for _, direction := range []string{fromPod, toPod} {
-					cost, err := node.send(direction, effort.packets)
-					if err != nil {
-						return nil, fmt.Errorf("node with %d pods, %s, %s: %w", node.pods, mode, direction, err)
-					}
+	for round := range effort.packetRounds + 1 {
+		progress("packets: round %d of %d", round, effort.packetRounds)
+		for _, byLevel := range nodes {
+			for _, layout := range byLevel[0].layouts {
+				if err := measureLayout(ctx, byLevel, layout, effort, func(key packetKey, cost float64) {
 					if round > 0 {
-						key := packetKey{node.pods, mode, direction}
 						runs[key] = append(runs[key], cost)
 					}
+				}); err != nil {
+					return nil, err
 				}
 			}
 		}
@@ -75,108 +78,110 @@ func measurePackets(ctx context.Context, o options) ([]packetRow, error) {
 	return packetRows(runs), nil
 }
 
-// flow is a pair of connected UDP sockets in two namespaces.
-type flow struct{ from, to int }
-
-// packetSize is the payload, in bytes: what counts is the cost of a packet, not of its bytes.
-const packetSize = 16
-
-// batch is how many packets are sent before they are received; it fits any socket's buffer.
-const batch = 64
-
-// cost sends packets through the flow and returns the CPU time of each, in nanoseconds. One thread on one processor
-// sends and receives: the kernel forwards in the sender's context, so the thread's CPU time holds all of the way. A
-// packet that is lost is an error.
-func (f flow) cost(packets int) (float64, error) {
-	var cost float64
-	err := onThread(func() error {
-		var allowed unix.CPUSet
-		if err := unix.SchedGetaffinity(0, &allowed); err != nil {
-			return err
-		}
-		var one unix.CPUSet
-		one.Set(firstCPU(allowed))
-		if err := unix.SchedSetaffinity(0, &one); err != nil {
-			return fmt.Errorf("pin the sender: %w", err)
-		}
-		// Neighbours, neighbour entries and caches.
-		if err := f.exchange(batch); err != nil {
-			return err
-		}
-		before, err := threadTime()
-		if err != nil {
-			return err
-		}
-		for sent := 0; sent < packets; sent += batch {
-			if err := f.exchange(batch); err != nil {
-				return err
-			}
-		}
-		after, err := threadTime()
-		cost = float64(after-before) / float64((packets+batch-1)/batch*batch)
-		return err
-	})
-	return cost, err
-}
-
-// exchange sends n packets and receives them.
-func (f flow) exchange(n int) error {
-	var packet, buf [packetSize]byte
-	for range n {
-		if _, err := unix.Write(f.from, packet[:]); err != nil {
-			return fmt.Errorf("send: %w", err)
+// measureLayout is one round of one layout. The levels take turns in short runs: what disturbs one disturbs its neighbours.
+func measureLayout(ctx context.Context, byLevel []*packetNode, layout string, effort effort, record func(packetKey, float64)) error {
+	for _, node := range byLevel {
+		if err := node.use(ctx, layout); err != nil {
+			return fmt.Errorf("node with %d pods, %s: %w", node.pods, layout, err)
 		}
 	}
-	for range n {
-		// The socket's time-out is for packets that wait for a neighbour's address; the others are there already.
-		if _, err := unix.Read(f.to, buf[:]); err != nil {
-			return fmt.Errorf("a packet is lost: %w", err)
+	for _, measure := range measures {
+		for _, direction := range directions {
+			for _, node := range byLevel {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				cost, err := node.flows[flowKey{measure, direction}].cost(effort.units[measure])
+				if err != nil {
+					return fmt.Errorf("node with %d pods, %s, %s %s: %w", node.pods, layout, measure, direction, err)
+				}
+				record(packetKey{node.pods, layout, measure, direction}, cost)
+			}
 		}
 	}
 	return nil
 }
 
-func firstCPU(set unix.CPUSet) int {
-	for cpu := range runtime.NumCPU() + 1024 {
-		if set.IsSet(cpu) {
-			return cpu
-		}
-	}
-	return 0
-}
-
-func threadTime() (time.Duration, error) {
-	var ts unix.Timespec
-	err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)
-	return time.Duration(ts.Nano()), err
-}
-
-// packetRow is the cost of a packet in one mode at one level, beside plain routing's with as many pods.
+// packetRow is the cost of a unit in one layout, at each level.
 type packetRow struct {
-	Pods      int          `json:"pods"`
-	Mode      string       `json:"mode"`
-	Direction string       `json:"direction"`
-	NsPerPkt  stats.Figure `json:"cpuNanosecondsPerPacket"`
-	Floor     stats.Figure `json:"floorCPUNanosecondsPerPacket"`
-	Ratio     stats.Figure `json:"ratioToFloor"`
-	// Growth is the cost in proportion to that with one pod.
-	Growth stats.Figure `json:"ratioToOnePod"`
+	Measure   string `json:"measure"`
+	Direction string `json:"direction"`
+	Layout    string `json:"layout"`
+	// Pods are the levels, Cost the CPU nanoseconds of a unit at each.
+	Pods []int          `json:"pods"`
+	Cost []stats.Figure `json:"cpuNanoseconds"`
+	// Floor is the cost with the most pods in proportion to plain routing's, absent for IPv6.
+	Floor *stats.Figure `json:"ratioToPlainRouting,omitempty"`
+	// Growth is the cost with the most pods in proportion to that with one pod, round by round; Met tells whether the goal
+	// is, where there is one.
+	Growth stats.Figure `json:"growth"`
+	Goal   float64      `json:"goal,omitempty"`
+	Met    bool         `json:"met"`
 }
 
 func packetRows(runs map[packetKey][]float64) []packetRow {
+	most := packetLevels[len(packetLevels)-1]
+	at := func(pods int, layout, measure, direction string) stats.Figure {
+		return stats.Over(runs[packetKey{pods, layout, measure, direction}])
+	}
 	var rows []packetRow
-	for _, mode := range []string{modePlain, modeSecondary, modePrefixes} {
-		for _, direction := range []string{fromPod, toPod} {
-			for _, pods := range packetLevels {
-				of := stats.Over(runs[packetKey{pods, mode, direction}])
-				floor := stats.Over(runs[packetKey{pods, modePlain, direction}])
-				one := stats.Over(runs[packetKey{packetLevels[0], mode, direction}])
-				rows = append(rows, packetRow{
-					Pods: pods, Mode: mode, Direction: direction, NsPerPkt: of, Floor: floor,
-					Ratio: stats.Ratio(of, floor), Growth: stats.Ratio(of, one),
-				})
+	for _, measure := range measures {
+		for _, direction := range directions {
+			for _, layout := range layouts {
+				row := packetRow{Measure: measure, Direction: direction, Layout: layout, Pods: packetLevels, Met: true}
+				for _, pods := range packetLevels {
+					row.Cost = append(row.Cost, at(pods, layout, measure, direction))
+				}
+				if layout != layoutV6 {
+					floor := stats.Ratio(at(most, layout, measure, direction), at(most, layoutPlain, measure, direction))
+					row.Floor = &floor
+				}
+				row.Growth = stats.Ratio(row.Cost[len(row.Cost)-1], row.Cost[0])
+				if slices.Contains(flatLayouts, layout) {
+					row.Goal, row.Met = flatGoal, row.Growth.Median <= flatGoal
+				}
+				rows = append(rows, row)
 			}
 		}
 	}
 	return rows
+}
+
+func printPackets(out io.Writer, rows []packetRow, rounds int) {
+	fmt.Fprintf(out, "\nPackets: ns of CPU for a UDP packet of 16 bytes, a request and its answer on a TCP connection (RR), and the same with a connection of its own (CRR).\n"+
+		"Medians of %d rounds that take turns; growth: with %d pods, in proportion to one pod, round by round; ÷ plain: with %d pods\n\n",
+		rounds, packetLevels[len(packetLevels)-1], packetLevels[len(packetLevels)-1])
+	columns := []string{"measure", "direction", "layout"}
+	for _, pods := range packetLevels {
+		columns = append(columns, fmt.Sprintf("%d pods", pods))
+	}
+	w := table(out, append(columns, "÷ plain", "growth", "quartiles", "range", "goal", "")...)
+	for _, row := range rows {
+		fmt.Fprintf(w, "%s\t%s\t%s\t", row.Measure, row.Direction, row.Layout)
+		for _, cost := range row.Cost {
+			fmt.Fprintf(w, "%.0f\t", cost.Median)
+		}
+		floor, goal := "", ""
+		if row.Floor != nil {
+			floor = fmt.Sprintf("%.2f", row.Floor.Median)
+		}
+		if row.Goal > 0 {
+			goal = fmt.Sprintf("≤ %.2f", row.Goal)
+		}
+		g := row.Growth
+		fmt.Fprintf(w, "%s\t%.2f\t%.2f–%.2f\t%.2f–%.2f\t%s\t%s\t\n", floor, g.Median, g.Q1, g.Q3, g.Min, g.Max, goal, verdict(row.Goal > 0, row.Met))
+	}
+	_ = w.Flush()
+}
+
+// verdict says whether a goal is met, where there is one.
+func verdict(goal, met bool) string {
+	switch {
+	case !goal:
+		return ""
+	case met:
+		return "met"
+	default:
+		return "NOT MET"
+	}
 }

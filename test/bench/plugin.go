@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"vpccni/cmd/routed-eni-cni-plugin/ipamdtest"
 	"vpccni/pkg/networkutils/names"
+	"vpccni/rpc"
 	"vpccni/test/bench/stats"
 
 	"github.com/vishvananda/netlink/nl"
@@ -25,7 +28,7 @@ var pluginLevels = []int{10, 250, 700}
 // burst is how many plugins run at once in the parallel half.
 const burst = 32
 
-// pluginNode is a node with some pods on it, and empty sandboxes for the ones to come.
+// pluginNode is a node with some pods on it, and empty sandboxes for the ones to come: one for each member of a storm.
 type pluginNode struct {
 	pods      int
 	host      namespace
@@ -34,8 +37,9 @@ type pluginNode struct {
 
 // execution is what one process cost.
 type execution struct {
-	wall, cpu float64 // milliseconds
-	err       error
+	wall, cpu, system float64 // milliseconds
+	rss               float64 // the most that was resident, in MB
+	err               error
 }
 
 // cell collects the executions of one operation at one level: all of them, and a median for each round.
@@ -43,6 +47,7 @@ type cell struct {
 	wall     []float64
 	cpu      []float64
 	cpuRuns  []float64
+	rss      []float64
 	wallRuns []float64
 	rate     []float64
 	failures int
@@ -58,6 +63,7 @@ func (c *cell) add(round []execution, took time.Duration) error {
 			continue
 		}
 		wall, cpu = append(wall, e.wall), append(cpu, e.cpu)
+		c.rss = append(c.rss, e.rss)
 	}
 	if len(wall) == 0 {
 		return fmt.Errorf("every execution failed, the first one with: %w", round[0].err)
@@ -78,14 +84,15 @@ type cellKey struct {
 	op       string
 }
 
-// The operations. The empty program is the floor of the other two.
+// The operations. The empty program is the floor of the others.
 const (
 	opEmpty = "empty"
 	opAdd   = "ADD"
 	opDel   = "DEL"
+	opAdd6  = "ADD IPv6"
 )
 
-var operations = []string{opEmpty, opAdd, opDel}
+var operations = []string{opEmpty, opAdd, opDel, opAdd6}
 
 func (c cells) at(pods, parallel int, op string) *cell {
 	key := cellKey{pods, parallel, op}
@@ -96,8 +103,10 @@ func (c cells) at(pods, parallel int, op string) *cell {
 }
 
 // measurePlugin measures the plugin binary against an ipamd that answers from memory.
-func measurePlugin(ctx context.Context, o options) ([]pluginRow, error) {
-	ipamd, err := ipamdtest.Start(ipamdtest.Config{First: netip.MustParseAddr("10.1.0.1"), Tables: []int{254, 2, 3}})
+func measurePlugin(ctx context.Context, o options) (*pluginReport, error) {
+	ipamd, err := ipamdtest.Start(ipamdtest.Config{
+		First: netip.MustParseAddr("10.1.0.1"), First6: netip.MustParseAddr("2001:db8::1"), Tables: []int{254, 2, 3}, EditFor: answer,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +120,7 @@ func measurePlugin(ctx context.Context, o options) ([]pluginRow, error) {
 		}
 		nodes = append(nodes, node)
 	}
-	measured := cells{}
+	measured, spent := cells{}, steps{}
 	for round := range o.effort().rounds {
 		progress("plugin: round %d of %d", round+1, o.effort().rounds)
 		for _, node := range nodes {
@@ -122,8 +131,43 @@ func measurePlugin(ctx context.Context, o options) ([]pluginRow, error) {
 				return nil, err
 			}
 		}
+		if err := nodes[0].measureSteps(ctx, o, spent); err != nil {
+			return nil, err
+		}
 	}
-	return pluginRows(measured), nil
+	report := &pluginReport{Rows: pluginRows(measured), Steps: stepRows(spent)}
+	most := nodes[len(nodes)-1]
+	for run := range stormRuns {
+		progress("plugin: %d ADDs, %d at once, with %d pods: run %d of %d", stormSize, burst, most.pods, run+1, stormRuns)
+		storm, err := most.storm(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		report.Storms = append(report.Storms, storm)
+	}
+	report.Trace, err = most.trace(ctx, o)
+	report.judge()
+	return report, err
+}
+
+// The ends of names of pods that are answered differently, see answer.
+const (
+	onlyV6  = "-v6"
+	refused = "-refused"
+)
+
+// answer gives a pod its one address, of the family that its name asks for, or none.
+func answer(request *rpc.AddNetworkRequest, reply *rpc.AddNetworkReply) {
+	m := reply.IPAllocationMetadata[0]
+	switch name := request.GetK8S_POD_NAME(); {
+	case strings.HasSuffix(name, onlyV6):
+		m.IPv4Addr = ""
+	case strings.HasSuffix(name, refused):
+		reply.Success, reply.IPAllocationMetadata = false, nil
+		reply.Code, reply.Reason = "AtLimit", "all addresses are held"
+	default:
+		m.IPv6Addr = ""
+	}
 }
 
 func newPluginNode(ctx context.Context, pods int) (*pluginNode, error) {
@@ -141,7 +185,7 @@ func newPluginNode(ctx context.Context, pods int) (*pluginNode, error) {
 	if err := fill(ctx, host, crowd, addresses(netip.MustParseAddr("10.9.0.1"), pods)); err != nil {
 		return nil, err
 	}
-	sandboxes, err := newNamespaces(burst)
+	sandboxes, err := newNamespaces(stormSize)
 	return &pluginNode{pods: pods, host: host, sandboxes: sandboxes}, err
 }
 
@@ -158,7 +202,7 @@ func (n *pluginNode) measure(ctx context.Context, o options, parallel, repeats i
 			var wg sync.WaitGroup
 			start := time.Now()
 			for i := range executions {
-				wg.Go(func() { executions[i] = n.execute(o, op, i) })
+				wg.Go(func() { executions[i] = n.execute(o.program(op), op, n.podOf(op, i)) })
 			}
 			wg.Wait()
 			took[op] += time.Since(start)
@@ -176,18 +220,36 @@ func (n *pluginNode) measure(ctx context.Context, o options, parallel, repeats i
 	return nil
 }
 
-// execute runs one program on the node, as a runtime would, for its i-th sandbox.
-func (n *pluginNode) execute(o options, op string, i int) execution {
-	var e execution
-	pod := n.podName(i)
-	cmd := exec.Command(o.plugin)
-	if op == opEmpty {
-		cmd = exec.Command(o.empty)
+// benchPod is a pod that is measured, in one of the node's sandboxes.
+type benchPod struct {
+	name    string
+	sandbox namespace
+}
+
+// podOf is the i-th pod of an operation: pods of different families are in different sandboxes.
+func (n *pluginNode) podOf(op string, i int) benchPod {
+	if op == opAdd6 {
+		return benchPod{n.podName(i) + onlyV6, n.sandboxes[burst+i]}
 	}
+	return benchPod{n.podName(i), n.sandboxes[i]}
+}
+
+func (o options) program(op string) []string {
+	if op == opEmpty {
+		return []string{o.empty}
+	}
+	return []string{o.plugin}
+}
+
+// execute runs a program on the node, as a runtime would the plugin.
+func (n *pluginNode) execute(program []string, op string, pod benchPod) execution {
+	var e execution
+	verb, _, _ := strings.Cut(op, " ")
+	cmd := exec.Command(program[0], program[1:]...)
 	cmd.Env = []string{
-		"CNI_COMMAND=" + op, "CNI_CONTAINERID=" + pod, "CNI_NETNS=" + n.sandboxes[i].path(), "CNI_IFNAME=eth0",
+		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + pod.name, "CNI_NETNS=" + pod.sandbox.path(), "CNI_IFNAME=eth0",
 		"CNI_PATH=/opt/cni/bin", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=" + podNamespace + ";K8S_POD_NAME=" + pod + ";K8S_POD_INFRA_CONTAINER_ID=" + pod + ";K8S_POD_UID=" + pod,
+		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=" + podNamespace + ";K8S_POD_NAME=" + pod.name + ";K8S_POD_INFRA_CONTAINER_ID=" + pod.name + ";K8S_POD_UID=" + pod.name,
 	}
 	cmd.Stdin = bytes.NewReader(stdin)
 	var out bytes.Buffer
@@ -198,11 +260,16 @@ func (n *pluginNode) execute(o options, op string, i int) execution {
 		e.wall = milliseconds(time.Since(start))
 		return err
 	})
+	if state := cmd.ProcessState; state != nil {
+		e.system = milliseconds(state.SystemTime())
+		e.cpu = e.system + milliseconds(state.UserTime())
+		if usage, ok := state.SysUsage().(*syscall.Rusage); ok {
+			e.rss = float64(usage.Maxrss) / 1024
+		}
+	}
 	if e.err != nil {
 		e.err = fmt.Errorf("%s: %w: %s", op, e.err, out.Bytes())
-		return e
 	}
-	e.cpu = milliseconds(cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime())
 	return e
 }
 
@@ -223,10 +290,10 @@ var stdin = func() []byte {
 func (n *pluginNode) clear() error {
 	const group = 77
 	return n.host.do(func() error {
-		for i := range n.sandboxes {
+		for _, name := range n.vethNames() {
 			request := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
 			request.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-			request.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(names.HostVeth("eni", podNamespace, n.podName(i), 0))))
+			request.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 			request.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
 			if _, err := request.Execute(unix.NETLINK_ROUTE, 0); err != nil && !errors.Is(err, unix.ENODEV) {
 				return fmt.Errorf("mark a measured pod's interface: %w", err)
@@ -240,6 +307,18 @@ func (n *pluginNode) clear() error {
 		}
 		return nil
 	})
+}
+
+// vethNames are those that measured pods may have on the host.
+func (n *pluginNode) vethNames() []string {
+	var list []string
+	for i := range n.sandboxes {
+		list = append(list, names.HostVeth("eni", podNamespace, n.podName(i), 0))
+	}
+	for i := range burst {
+		list = append(list, names.HostVeth("eni", podNamespace, n.podOf(opAdd6, i).name, 0))
+	}
+	return list
 }
 
 const podNamespace = "bench"

@@ -38,8 +38,9 @@ type Config struct {
 	Answer func(*rpc.AddNetworkRequest)
 	// DelError, if set, is the error of every DEL.
 	DelError string
-	// Edit, if set, may change a reply before it is sent.
-	Edit func(*rpc.AddNetworkReply)
+	// Edit and EditFor, if set, may change a reply before it is sent.
+	Edit    func(*rpc.AddNetworkReply)
+	EditFor func(*rpc.AddNetworkRequest, *rpc.AddNetworkReply)
 	// Branch, if it has a VLAN, is the branch ENI of every pod.
 	Branch Branch
 }
@@ -163,6 +164,9 @@ func (s *Server) AddNetwork(ctx context.Context, request *rpc.AddNetworkRequest)
 	}
 	if s.conf.Edit != nil {
 		s.conf.Edit(reply)
+	}
+	if s.conf.EditFor != nil {
+		s.conf.EditFor(request, reply)
 	}
 	return reply, nil
 }

@@ -29,9 +29,11 @@ func Median(samples []float64) float64 {
 	return (sorted[middle-1] + sorted[middle]) / 2
 }
 
-// Figure is one figure over several runs: their median, and the smallest and largest run as its spread.
+// Figure is one figure over several runs: their median, and the quartiles and the smallest and largest run as its spread.
 type Figure struct {
 	Median float64   `json:"median"`
+	Q1     float64   `json:"q1"`
+	Q3     float64   `json:"q3"`
 	Min    float64   `json:"min"`
 	Max    float64   `json:"max"`
 	Runs   []float64 `json:"runs"`
@@ -39,7 +41,7 @@ type Figure struct {
 
 // Over sums up runs, of which there must be one at least.
 func Over(runs []float64) Figure {
-	return Figure{Median: Median(runs), Min: slices.Min(runs), Max: slices.Max(runs), Runs: runs}
+	return Figure{Median: Median(runs), Q1: Quantile(runs, 0.25), Q3: Quantile(runs, 0.75), Min: slices.Min(runs), Max: slices.Max(runs), Runs: runs}
 }
 
 // Ratio divides run by run, so that what disturbed a run disturbs both sides.
