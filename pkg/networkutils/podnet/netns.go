@@ -1,6 +1,7 @@
 package podnet
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -47,6 +48,10 @@ func writeSysctls(ctx context.Context, settings []sysctl) error {
 	for _, s := range settings {
 		if err := deadline.Err(ctx); err != nil {
 			return fmt.Errorf("set %s: %w", s.path, err)
+		}
+		// A write to some of these files waits for the routing lock, on a processor, also if it changes nothing.
+		if is, err := os.ReadFile("/proc/sys/" + s.path); err == nil && string(bytes.TrimSpace(is)) == s.value {
+			continue
 		}
 		err := os.WriteFile("/proc/sys/"+s.path, []byte(s.value), 0)
 		switch {
