@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"vpccni/cmd/routed-eni-cni-plugin/ipamdtest"
@@ -38,7 +37,6 @@ type pluginNode struct {
 // execution is what one process cost.
 type execution struct {
 	wall, cpu, system float64 // milliseconds
-	rss               float64 // the most that was resident, in MB
 	err               error
 }
 
@@ -47,7 +45,6 @@ type cell struct {
 	wall     []float64
 	cpu      []float64
 	cpuRuns  []float64
-	rss      []float64
 	wallRuns []float64
 	rate     []float64
 	failures int
@@ -63,7 +60,6 @@ func (c *cell) add(round []execution, took time.Duration) error {
 			continue
 		}
 		wall, cpu = append(wall, e.wall), append(cpu, e.cpu)
-		c.rss = append(c.rss, e.rss)
 	}
 	if len(wall) == 0 {
 		return fmt.Errorf("every execution failed, the first one with: %w", round[0].err)
@@ -145,7 +141,10 @@ func measurePlugin(ctx context.Context, o options) (*pluginReport, error) {
 		}
 		report.Storms = append(report.Storms, storm)
 	}
-	report.Trace, err = most.trace(ctx, o)
+	if report.Trace, err = most.trace(ctx, o); err != nil {
+		return nil, err
+	}
+	report.RSS, err = most.residentMemory(ctx, o)
 	report.judge()
 	return report, err
 }
@@ -244,14 +243,7 @@ func (o options) program(op string) []string {
 // execute runs a program on the node, as a runtime would the plugin.
 func (n *pluginNode) execute(program []string, op string, pod benchPod) execution {
 	var e execution
-	verb, _, _ := strings.Cut(op, " ")
-	cmd := exec.Command(program[0], program[1:]...)
-	cmd.Env = []string{
-		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + pod.name, "CNI_NETNS=" + pod.sandbox.path(), "CNI_IFNAME=eth0",
-		"CNI_PATH=/opt/cni/bin", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=" + podNamespace + ";K8S_POD_NAME=" + pod.name + ";K8S_POD_INFRA_CONTAINER_ID=" + pod.name + ";K8S_POD_UID=" + pod.name,
-	}
-	cmd.Stdin = bytes.NewReader(stdin)
+	cmd := n.command(program, op, pod)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	e.err = n.host.do(func() error {
@@ -263,14 +255,24 @@ func (n *pluginNode) execute(program []string, op string, pod benchPod) executio
 	if state := cmd.ProcessState; state != nil {
 		e.system = milliseconds(state.SystemTime())
 		e.cpu = e.system + milliseconds(state.UserTime())
-		if usage, ok := state.SysUsage().(*syscall.Rusage); ok {
-			e.rss = float64(usage.Maxrss) / 1024
-		}
 	}
 	if e.err != nil {
 		e.err = fmt.Errorf("%s: %w: %s", op, e.err, out.Bytes())
 	}
 	return e
+}
+
+// command is an execution as a runtime prepares it, to be started on the node.
+func (n *pluginNode) command(program []string, op string, pod benchPod) *exec.Cmd {
+	verb, _, _ := strings.Cut(op, " ")
+	cmd := exec.Command(program[0], program[1:]...)
+	cmd.Env = []string{
+		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + pod.name, "CNI_NETNS=" + pod.sandbox.path(), "CNI_IFNAME=eth0",
+		"CNI_PATH=/opt/cni/bin", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=" + podNamespace + ";K8S_POD_NAME=" + pod.name + ";K8S_POD_INFRA_CONTAINER_ID=" + pod.name + ";K8S_POD_UID=" + pod.name,
+	}
+	cmd.Stdin = bytes.NewReader(stdin)
+	return cmd
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

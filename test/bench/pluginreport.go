@@ -14,6 +14,8 @@ type pluginReport struct {
 	Storms []stormRow  `json:"storms"`
 	Trace  []traceRow  `json:"trace,omitempty"`
 	Goals  []goalRow   `json:"goals"`
+	// RSS is the most memory of an ADD that was resident, in MB.
+	RSS stats.Figure `json:"maxRSSMegabytes"`
 }
 
 // pluginRow is the cost of one operation at one level, beside the empty program's in the same rounds.
@@ -31,8 +33,6 @@ type pluginRow struct {
 	Ratio  stats.Figure `json:"cpuRatioToFloor"`
 	CPUP50 float64      `json:"cpuP50Milliseconds"`
 	CPUP99 float64      `json:"cpuP99Milliseconds"`
-	// RSS is the most that was resident, in MB: the median of all executions.
-	RSS float64 `json:"maxRSSMegabytes"`
 	// PerSecond is how many executions ended well in a second.
 	PerSecond  stats.Figure `json:"perSecond"`
 	Executions int          `json:"executions"`
@@ -50,7 +50,7 @@ func pluginRows(measured cells) []pluginRow {
 					Operation: op, Pods: pods, Parallel: parallel,
 					Wall: stats.Over(c.wallRuns), WallP50: stats.Quantile(c.wall, 0.5), WallP99: stats.Quantile(c.wall, 0.99),
 					CPU: cpu, Floor: floor, Ratio: stats.Ratio(cpu, floor),
-					CPUP50: stats.Quantile(c.cpu, 0.5), CPUP99: stats.Quantile(c.cpu, 0.99), RSS: stats.Median(c.rss),
+					CPUP50: stats.Quantile(c.cpu, 0.5), CPUP99: stats.Quantile(c.cpu, 0.99),
 					PerSecond: stats.Over(c.rate), Executions: len(c.wall) + c.failures, Failures: c.failures,
 				})
 			}
@@ -113,20 +113,23 @@ func (r *pluginReport) judge() {
 
 func (r *pluginReport) print(out io.Writer, rounds int) {
 	fmt.Fprintf(out, "\nPlugin: milliseconds per execution; medians of %d rounds [smallest–largest]; floor: exec of an empty Go program\n\n", rounds)
-	w := table(out, "at once", "operation", "pods", "wall p50", "p99", "CPU p50", "p99", "CPU, rounds", "floor", "× floor", "RSS, MB", "per s", "failed")
+	w := table(out, "at once", "operation", "pods", "wall p50", "p99", "CPU p50", "p99", "CPU, rounds", "floor", "× floor", "per s", "failed")
 	for _, row := range r.Rows {
-		fmt.Fprintf(w, "%d\t%s\t%d\t%.1f\t%.1f\t%.2f\t%.2f\t%s\t%.2f\t%s\t%.1f\t%.0f\t%d of %d\t\n",
+		fmt.Fprintf(w, "%d\t%s\t%d\t%.1f\t%.1f\t%.2f\t%.2f\t%s\t%.2f\t%s\t%.0f\t%d of %d\t\n",
 			row.Parallel, row.Operation, row.Pods, row.WallP50, row.WallP99, row.CPUP50, row.CPUP99,
-			figure(row.CPU, 2), row.Floor.Median, figure(row.Ratio, 1), row.RSS, row.PerSecond.Median, row.Failures, row.Executions)
+			figure(row.CPU, 2), row.Floor.Median, figure(row.Ratio, 1), row.PerSecond.Median, row.Failures, row.Executions)
 	}
 	_ = w.Flush()
 	if len(r.Steps) > 0 {
 		fmt.Fprintf(out, "\nWhere an ADD's time goes: what each step adds to the one before, milliseconds, medians\n\n")
-		w = table(out, "step", "wall", "CPU", "of it kernel")
+		w = table(out, "step", "wall", "CPU", "kernel, mean")
 		for _, s := range r.Steps {
 			fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t\n", s.Step, s.Wall, s.CPU, s.System)
 		}
 		_ = w.Flush()
+	}
+	if len(r.RSS.Runs) > 0 {
+		fmt.Fprintf(out, "\nResident memory of an ADD, at most: %s MB\n", figure(r.RSS, 1))
 	}
 	if len(r.Storms) > 0 {
 		fmt.Fprintf(out, "\n%d ADDs, %d at once\n\n", stormSize, burst)

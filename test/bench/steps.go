@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"vpccni/test/bench/stats"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // The steps of an ADD, each a program or a call that does what the one before does and something more; the last is apart.
@@ -105,12 +107,13 @@ func (n *pluginNode) makeVeth(pod benchPod) (execution, error) {
 	return e, err
 }
 
-// stepRow is what a step adds to the one before it, as medians of executions, in milliseconds.
+// stepRow is what a step adds to the one before it, in milliseconds: medians of executions. The kernel counts in ticks
+// which part of a process's CPU time is its own, so System is a mean.
 type stepRow struct {
 	Step   string  `json:"step"`
 	Wall   float64 `json:"wallMilliseconds"`
 	CPU    float64 `json:"cpuMilliseconds"`
-	System float64 `json:"systemMilliseconds"` // of CPU, what the kernel takes
+	System float64 `json:"systemMilliseconds"`
 }
 
 func stepRows(spent steps) []stepRow {
@@ -121,14 +124,92 @@ func stepRows(spent steps) []stepRow {
 		if r == nil {
 			continue
 		}
-		now := stepRow{step, stats.Median(r.wall), stats.Median(r.cpu), stats.Median(r.system)}
+		now := stepRow{step, stats.Median(r.wall), stats.Median(r.cpu), stats.Mean(r.system)}
 		rows = append(rows, stepRow{step, now.Wall - before.Wall, now.CPU - before.CPU, now.System - before.System})
 		before = now
 	}
 	if r := spent[stepVeth]; r != nil {
-		rows = append(rows, stepRow{stepVeth, stats.Median(r.wall), stats.Median(r.cpu), stats.Median(r.system)})
+		rows = append(rows, stepRow{stepVeth, stats.Median(r.wall), stats.Median(r.cpu), stats.Mean(r.system)})
 	}
 	return rows
+}
+
+// rssSamples is how many ADDs are looked at for their memory.
+const rssSamples = 9
+
+// residentMemory returns the most memory of an ADD that was resident, in MB. What wait4 says of it holds the memory of
+// the process that forked; so an ADD is held up where it prints its result, by a pipe that is full, and looked at.
+func (n *pluginNode) residentMemory(ctx context.Context, o options) (stats.Figure, error) {
+	var runs []float64
+	for range rssSamples {
+		mb, err := n.residentOnce(ctx, o)
+		if err != nil {
+			return stats.Figure{}, err
+		}
+		runs = append(runs, mb)
+		if e := n.execute(o.program(opDel), opDel, n.podOf(opAdd, 0)); e.err != nil {
+			return stats.Figure{}, e.err
+		}
+		if err := n.clear(); err != nil {
+			return stats.Figure{}, err
+		}
+	}
+	return stats.Over(runs), nil
+}
+
+func (n *pluginNode) residentOnce(ctx context.Context, o options) (float64, error) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer read.Close()
+	defer write.Close()
+	if err := fillPipe(write); err != nil {
+		return 0, err
+	}
+	cmd := n.command(o.program(opAdd), opAdd, n.podOf(opAdd, 0))
+	cmd.Stdout = write
+	if err := n.host.do(cmd.Start); err != nil {
+		return 0, err
+	}
+	// It has come to its end when it needs no more memory for a while.
+	most, same := 0.0, 0
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for same < 20 && ctx.Err() == nil {
+		<-tick.C
+		memory, err := residentMemory(cmd.Process.Pid)
+		if err != nil {
+			return 0, errors.Join(err, cmd.Wait())
+		}
+		if memory["VmHWM"] > most {
+			most, same = memory["VmHWM"], 0
+		}
+		same++
+	}
+	_ = write.Close()
+	go func() { _, _ = io.Copy(io.Discard, read) }()
+	return most, errors.Join(ctx.Err(), cmd.Wait())
+}
+
+// fillPipe writes until nothing more goes in.
+func fillPipe(write *os.File) error {
+	raw, err := write.SyscallConn()
+	if err != nil {
+		return err
+	}
+	block := make([]byte, 4096)
+	var full error
+	err = raw.Write(func(fd uintptr) bool {
+		for full == nil {
+			_, full = unix.Write(int(fd), block)
+		}
+		return true
+	})
+	if errors.Is(full, unix.EAGAIN) {
+		full = nil
+	}
+	return errors.Join(err, full)
 }
 
 // A storm is so many pods that start together, and that so often.

@@ -29,6 +29,15 @@ func Median(samples []float64) float64 {
 	return (sorted[middle-1] + sorted[middle]) / 2
 }
 
+// Mean is the arithmetic mean; NaN without samples.
+func Mean(samples []float64) float64 {
+	sum := 0.0
+	for _, s := range samples {
+		sum += s
+	}
+	return sum / float64(len(samples))
+}
+
 // Figure is one figure over several runs: their median, and the quartiles and the smallest and largest run as its spread.
 type Figure struct {
 	Median float64   `json:"median"`
