@@ -75,7 +75,7 @@ func (v *vpc) populate(spec Spec) error {
 		for k, value := range s.Tags {
 			tags[k] = value
 		}
-		sub, err := v.cloud.CreateSubnet(ec2.Subnet{VPCID: made.ID, CIDR: s.CIDR, Zone: s.Zone, Public: !s.Private, Tags: tags})
+		sub, err := v.cloud.CreateSubnet(ec2.Subnet{VPCID: made.ID, CIDR: s.CIDR, IPv6: s.IPv6, Zone: s.Zone, Public: !s.Private, Tags: tags})
 		if err != nil {
 			return fmt.Errorf("create subnet %s: %w", s.Name, err)
 		}

@@ -40,6 +40,7 @@ type Node struct {
 	Name       string
 	InstanceID string
 	Address    netip.Addr // primary private address
+	Address6   netip.Addr // zero in a subnet without IPv6
 
 	spec    NodeSpec
 	cluster *Cluster
@@ -64,9 +65,13 @@ func checkBinaries(dir string) error {
 // launch has EC2 run the instance. Its interface waits for boot.
 func (c *Cluster) launch(spec NodeSpec) (*Node, error) {
 	i := slices.IndexFunc(c.spec.Subnets, func(s Subnet) bool { return s.Name == spec.Subnet })
+	addresses6 := 0
+	if c.spec.Subnets[i].IPv6.IsValid() {
+		addresses6 = 1
+	}
 	instance, err := c.vpc.cloud.RunInstance(ec2.InstanceSpec{
 		Type: spec.Type, SubnetID: c.vpc.subnets[spec.Subnet], PrivateIP: spec.Address,
-		PublicIP: !c.spec.Subnets[i].Private, Tags: map[string]string{"Name": spec.Name},
+		PublicIP: !c.spec.Subnets[i].Private, IPv6Addresses: addresses6, Tags: map[string]string{"Name": spec.Name},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("run instance %s: %w", spec.Name, err)
@@ -75,6 +80,9 @@ func (c *Cluster) launch(spec NodeSpec) (*Node, error) {
 	for _, e := range c.vpc.cloud.ENIsOf(instance.ID) {
 		if e.Attachment.Device == 0 && e.Attachment.Card == 0 {
 			n.Address = e.Primary
+			if len(e.IPv6) > 0 {
+				n.Address6 = e.IPv6[0]
+			}
 		}
 	}
 	return n, nil
@@ -119,6 +127,15 @@ func (n *Node) plug() error {
 func (n *Node) awsEnv() []string {
 	region := n.cluster.vpc.cloud.Region()
 	return []string{"AWS_ENDPOINT_URL_EC2=" + Endpoint, "AWS_REGION=" + region, "AWS_DEFAULT_REGION=" + region}
+}
+
+// InstallCNI puts the plugins and their configuration in place on a node without ipamd, for something that stands in
+// for ipamd. The environment is what ipamd's container would have.
+func (n *Node) InstallCNI(env map[string]string) error {
+	if err := n.installCNI(); err != nil {
+		return err
+	}
+	return n.writeConflist(env)
 }
 
 // installCNI puts the plugins where the runtime looks for them.

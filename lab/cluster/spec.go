@@ -45,6 +45,8 @@ type Spec struct {
 type Subnet struct {
 	Name string       `json:"name" yaml:"name"`
 	CIDR netip.Prefix `json:"cidr" yaml:"cidr"`
+	// IPv6 is the subnet's /64, if any; its nodes then have an IPv6 address.
+	IPv6 netip.Prefix `json:"ipv6" yaml:"ipv6"`
 	Zone string       `json:"zone" yaml:"zone"`
 	// Private subnets reach the internet through a NAT gateway; the others through the internet gateway, and their
 	// nodes have a public address.

@@ -15,7 +15,7 @@ const (
 func (c *Cloud) RunInstance(spec InstanceSpec) (Instance, error) {
 	var i *Instance
 	err := c.change(func(ch *change) (err error) {
-		i, err = ch.run(spec, newENI{description: ""})
+		i, err = ch.run(spec, newENI{v6: want{count: spec.IPv6Addresses}})
 		return err
 	})
 	if err != nil {

@@ -64,6 +64,7 @@ type InstanceSpec struct {
 	SecurityGroups []string   // ids; empty: the VPC's default group
 	PrivateIP      netip.Addr // zero: any free one
 	PublicIP       bool       // ask for a public address; needs a public subnet
+	IPv6Addresses  int        // so many of the subnet's on the primary ENI
 	Tags           map[string]string
 }
 

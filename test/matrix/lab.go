@@ -47,24 +47,36 @@ func spec(s setUp, binDir string) cluster.Spec {
 	}
 	node := func(name, subnet string) cluster.NodeSpec {
 		rpDefault := s.RPDefault
-		return cluster.NodeSpec{Name: name, Type: instanceType, Subnet: subnet, RPFilter: &rpDefault, Sysctls: map[string]string{
+		settings := map[string]string{
 			"net/ipv4/conf/all/rp_filter":      strconv.Itoa(s.RPAll),
 			"net/ipv4/conf/all/src_valid_mark": strconv.Itoa(s.SrcValid),
-		}}
+		}
+		if s.IPv6 {
+			settings["net/ipv6/conf/all/forwarding"] = "1" // as the init container sets it
+		}
+		return cluster.NodeSpec{Name: name, Type: instanceType, Subnet: subnet, RPFilter: &rpDefault, Sysctls: settings}
 	}
+	subnets := []cluster.Subnet{
+		{Name: "a", CIDR: netip.MustParsePrefix("10.0.1.0/24"), Zone: "us-west-2a", Private: !s.public()},
+		{Name: "b", CIDR: netip.MustParsePrefix("100.64.1.0/24"), Zone: "us-west-2b", Private: !s.public()},
+	}
+	bits := 24
+	if s.IPv6 {
+		subnets[0].IPv6 = netip.MustParsePrefix("2001:db8:10:1::/64")
+		subnets[1].IPv6 = netip.MustParsePrefix("2001:db8:10:2::/64")
+		bits = 64
+	}
+	w := aroundIn(s)
 	return cluster.Spec{
-		Name:  "matrix-" + s.Name,
-		CIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("100.64.0.0/16")},
-		Subnets: []cluster.Subnet{
-			{Name: "a", CIDR: netip.MustParsePrefix("10.0.1.0/24"), Zone: "us-west-2a", Private: !s.public()},
-			{Name: "b", CIDR: netip.MustParsePrefix("100.64.1.0/24"), Zone: "us-west-2b", Private: !s.public()},
-		},
+		Name:        "matrix-" + s.Name,
+		CIDRs:       []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("100.64.0.0/16")},
+		Subnets:     subnets,
 		Nodes:       []cluster.NodeSpec{node("n1", "a"), node("n2", "a"), node("n3", "b")},
 		AttachDelay: 20 * time.Millisecond, DetachDelay: 20 * time.Millisecond,
-		Env: env, BinDir: binDir,
+		Env: env, BinDir: binDir, NoIPAMD: s.IPv6,
 		MoreHosts: []fabric.PeeredHost{
-			{Name: lbHost, Addr: netip.PrefixFrom(lbAddr, 24)},
-			{Name: clientHost, Addr: netip.PrefixFrom(clientAddr, 24)},
+			{Name: lbHost, Addr: netip.PrefixFrom(w.lb.addr, bits)},
+			{Name: clientHost, Addr: netip.PrefixFrom(w.client.addr, bits)},
 		},
 	}
 }
@@ -87,6 +99,11 @@ func build(ctx context.Context, s setUp, binDir string) (_ *bed, err error) {
 	}
 	if s.Proxy == proxyLegacy {
 		if err := b.onN1(ctx, "", "mount", "--bind", "/usr/sbin/xtables-legacy-multi", "/usr/sbin/xtables-nft-multi"); err != nil {
+			return nil, err
+		}
+	}
+	if s.IPv6 {
+		if err := b.standIn(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -154,16 +171,19 @@ func (b *bed) addPods(ctx context.Context) error {
 // populate finds out who is where.
 func (b *bed) populate() error {
 	w := &b.world
+	w.around = aroundIn(b.setUp)
 	w.hostPorts, w.own = map[string]int{}, map[int]netip.Addr{}
-	w.dns = fabric.VPCResolverAddr(b.cluster.Spec().CIDRs[0])
 	for _, n := range b.cluster.Nodes() {
 		node := end{n.Name, n.Name, n.Address}
+		if b.setUp.IPv6 {
+			node.addr = n.Address6
+		}
 		b.do[n.Name] = n.OS().Do
 		pods := map[int][]end{}
 		enis := b.cluster.Cloud().ENIsOf(n.InstanceID)
 		for _, p := range b.cluster.Pods(n.Name) {
 			for _, e := range enis {
-				if !slices.Contains(e.Secondary, p.Address) {
+				if !slices.Contains(e.Secondary, p.Address) && !slices.ContainsFunc(e.IPv6Prefixes, func(r netip.Prefix) bool { return r.Contains(p.Address) }) {
 					continue
 				}
 				device := e.Attachment.Device
@@ -180,6 +200,9 @@ func (b *bed) populate() error {
 			w.n1, w.pods1 = node, pods
 			for _, e := range enis {
 				w.own[e.Attachment.Device] = e.Primary
+				if b.setUp.IPv6 {
+					w.own[e.Attachment.Device] = e.IPv6[0]
+				}
 			}
 		case "n2":
 			w.n2, w.pods2 = node, pods
@@ -193,7 +216,7 @@ func (b *bed) populate() error {
 	case len(w.pods2[0]) < 1 || len(w.pods2[1]) < 1 || len(w.pods3[0]) < 1 || len(w.pods3[1]) < 1:
 		return errors.New("n2 or n3 has no pod on its primary or on its secondary ENI")
 	}
-	for _, h := range []end{internet, onPrem, loadBalancer, client, router} {
+	for _, h := range []end{w.internet, w.onPrem, w.lb, w.client, w.imds} {
 		b.do[h.name] = func(f func() error) error { return b.cluster.Fabric().Do(fabric.Host(h.name), f) }
 	}
 	return nil
@@ -202,22 +225,29 @@ func (b *bed) populate() error {
 // nodeLocal gives n1 what NodeLocal DNSCache and Istio's ambient mode put on a node: an address on a link of its own
 // whose connections are not tracked, and a source translation of what the host sends to pods.
 func (b *bed) nodeLocal(ctx context.Context) error {
-	if err := b.onN1(ctx, "", "ip", "link", "add", "nodelocaldns", "type", "bridge"); err != nil {
-		return err
+	w, iptables := b.world, "iptables"
+	if b.setUp.IPv6 {
+		iptables = "ip6tables"
 	}
-	if err := b.onN1(ctx, "", "ip", "addr", "add", nodeLocalDNS.String()+"/32", "dev", "nodelocaldns"); err != nil {
-		return err
+	local := netip.PrefixFrom(w.nodeLocal, w.nodeLocal.BitLen())
+	for _, args := range [][]string{
+		{"link", "add", "nodelocaldns", "up", "type", "bridge"},
+		{"addr", "add", local.String(), "dev", "nodelocaldns", "nodad"},
+	} {
+		if err := b.onN1(ctx, "", "ip", args...); err != nil {
+			return err
+		}
 	}
-	address, dns := nodeLocalDNS.String(), strconv.Itoa(dnsPort)
+	address, dns := w.nodeLocal.String(), strconv.Itoa(dnsPort)
 	for _, protocol := range []string{"udp", "tcp"} {
 		for _, rule := range [][]string{
 			{"-t", "raw", "-A", "PREROUTING", "-d", address, "-p", protocol, "--dport", dns, "-j", "NOTRACK"},
 			{"-t", "raw", "-A", "OUTPUT", "-d", address, "-p", protocol, "--dport", dns, "-j", "NOTRACK"},
 			{"-t", "raw", "-A", "OUTPUT", "-s", address, "-p", protocol, "--sport", dns, "-j", "NOTRACK"},
 			{"-t", "nat", "-A", "POSTROUTING", "-m", "owner", "--socket-exists", "-p", protocol,
-				"--dport", strconv.Itoa(istioPort), "-j", "SNAT", "--to-source", istioAddr.String()},
+				"--dport", strconv.Itoa(istioPort), "-j", "SNAT", "--to-source", w.istio.String()},
 		} {
-			if err := b.onN1(ctx, "", "iptables", append([]string{"-w"}, rule...)...); err != nil {
+			if err := b.onN1(ctx, "", iptables, append([]string{"-w"}, rule...)...); err != nil {
 				return err
 			}
 		}
@@ -232,7 +262,7 @@ func (b *bed) serve(ctx context.Context) error {
 	for _, e := range b.world.ends() {
 		ports := []uint16{probePort}
 		switch {
-		case e == router || e == b.world.n1:
+		case e == b.world.imds || e == b.world.n1:
 			ports = append(ports, dnsPort)
 		case slices.Contains(b.world.pods1[0], e), slices.Contains(b.world.pods1[1], e), slices.Contains(b.world.pods1[2], e):
 			ports = append(ports, istioPort)

@@ -18,8 +18,8 @@ func TestMain(m *testing.M) {
 	sandbox.Main(m.Run)
 }
 
-// TestWithoutProxy runs a part of the matrix: one set-up for each way of source NAT, without kube-proxy, whose build
-// takes minutes.
+// TestWithoutProxy runs a part of the matrix: one set-up for each way of source NAT, and one with IPv6, without
+// kube-proxy, whose build takes minutes.
 func TestWithoutProxy(t *testing.T) {
 	t.Parallel()
 	binDir, err := filepath.Abs("../../bin")
@@ -29,8 +29,8 @@ func TestWithoutProxy(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(binDir, "aws-k8s-agent")); err != nil {
 		t.Fatalf("this test runs the binaries: make build first (%v)", err)
 	}
-	for _, snat := range snats {
-		t.Run(snat, func(t *testing.T) {
+	for _, snat := range append([]string{"-"}, snats...) {
+		t.Run("EXTERNALSNAT="+snat, func(t *testing.T) {
 			t.Parallel()
 			all := setUps()
 			i := slices.IndexFunc(all, func(s setUp) bool { return s.Proxy == proxyNone && s.SNAT == snat })
@@ -49,7 +49,7 @@ func TestWithoutProxy(t *testing.T) {
 
 // made is a world without a lab.
 func made() world {
-	w := world{hostPorts: map[string]int{}, own: map[int]netip.Addr{}, dns: netip.MustParseAddr("10.0.0.2")}
+	w := world{hostPorts: map[string]int{}, own: map[int]netip.Addr{}}
 	next := netip.MustParseAddr("10.0.1.10")
 	address := func() netip.Addr { next = next.Next(); return next }
 	nodes := []*end{&w.n1, &w.n2, &w.n3}
@@ -88,6 +88,7 @@ func TestEveryPathIsThere(t *testing.T) {
 	for _, s := range setUps() {
 		there := map[string]bool{}
 		seen := map[string]bool{}
+		w.around = aroundIn(s)
 		for _, c := range cells(w, s) {
 			for device := range maxENIs {
 				if strings.Contains(c.Name, fmt.Sprintf("pod@n1.eth%d", device)) {

@@ -15,18 +15,47 @@ const (
 	istioPort = 7780 // what the node sends there is translated to istioAddr
 )
 
-// Addresses of what stands around the nodes.
-var (
+// Hosts besides those that every lab has.
+const (
 	lbHost     = fabric.Host("lb")     // a load balancer's own address in the VPC: the client's is not kept
 	clientHost = fabric.Host("client") // a client behind a load balancer that keeps its address
-	lbAddr     = netip.MustParseAddr("10.0.9.9")
-	clientAddr = netip.MustParseAddr("198.18.0.7")
-
-	nodeLocalDNS = netip.MustParseAddr("169.254.20.10")
-	istioAddr    = netip.MustParseAddr("169.254.7.127")
-
-	excludedCIDR = netip.PrefixFrom(fabric.OnPremAddr, 24).Masked()
 )
+
+// around is what stands around the nodes.
+type around struct {
+	internet, onPrem, lb, client end
+	imds                         end
+	dns                          netip.Addr // the VPC's resolver
+	nodeLocal                    netip.Addr // what NodeLocal DNSCache listens on
+	istio                        netip.Addr // the source of what Istio's ambient mode sends from the host to pods
+	firstService                 netip.Addr
+}
+
+var excludedCIDR = netip.PrefixFrom(fabric.OnPremAddr, 24).Masked()
+
+// routerName is what the VPC's router answers.
+const routerName = "vpc"
+
+func aroundIn(s setUp) around {
+	pick := func(v4, v6 netip.Addr) netip.Addr {
+		if s.IPv6 {
+			return v6
+		}
+		return v4
+	}
+	addr := netip.MustParseAddr
+	return around{
+		internet:     end{"internet", "internet", pick(fabric.InternetAddr, fabric.InternetAddr6)},
+		onPrem:       end{"onprem", "on-prem", pick(fabric.OnPremAddr, fabric.OnPremAddr6)},
+		lb:           end{"lb", "load balancer", pick(addr("10.0.9.9"), addr("2001:db8:10:9::9"))},
+		client:       end{"client", "client of a load balancer", pick(addr("198.18.0.7"), addr("2001:db8:c612::7"))},
+		imds:         end{routerName, "IMDS", pick(fabric.IMDSAddr, fabric.IMDSAddr6)},
+		dns:          pick(addr("10.0.0.2"), fabric.ResolverAddr6),
+		nodeLocal:    pick(addr("169.254.20.10"), addr("fd00:20:10::53")),
+		istio:        pick(addr("169.254.7.127"), addr("fd16:9254:7127:1337:ffff:ffff:ffff:ffff")),
+		firstService: pick(addr("172.20.1.1"), addr("fd00:172:20::1")),
+	}
+}
 
 // end is something that asks or answers.
 type end struct {
@@ -37,16 +66,16 @@ type end struct {
 
 // world is who is where, as far as the paths need it.
 type world struct {
+	around
 	n1, n2, n3 end
 	// Pods by the ENI that their address is on: [device][i].
 	pods1, pods2, pods3 map[int][]end
 	own                 map[int]netip.Addr // n1's own addresses on its ENIs
 	hostPorts           map[string]int     // by pod's name
-	dns                 netip.Addr         // the VPC's resolver
 }
 
 func (w world) ends() []end {
-	list := []end{w.n1, w.n2, w.n3, internet, onPrem, loadBalancer, client, router}
+	list := []end{w.n1, w.n2, w.n3, w.internet, w.onPrem, w.lb, w.client, w.imds}
 	for _, pods := range []map[int][]end{w.pods1, w.pods2, w.pods3} {
 		for device := range maxENIs {
 			list = append(list, pods[device]...)
@@ -54,14 +83,6 @@ func (w world) ends() []end {
 	}
 	return list
 }
-
-var (
-	internet     = end{"internet", "internet", fabric.InternetAddr}
-	onPrem       = end{"onprem", "on-prem", fabric.OnPremAddr}
-	loadBalancer = end{"lb", "load balancer", lbAddr}
-	client       = end{"client", "client of a load balancer", clientAddr}
-	router       = end{"vpc", "VPC", fabric.IMDSAddr}
-)
 
 // cell is one check: from an end to an address, who has to answer, and as whom the asker has to be seen.
 type cell struct {
@@ -94,11 +115,13 @@ const (
 func (w world) services() []service {
 	var list []service
 	add := func(endpoint end, node, where string, local bool) {
-		i := len(list)
+		clusters := w.firstService
+		if i := len(list); i > 0 {
+			clusters = list[i-1].clusters.Next()
+		}
 		list = append(list, service{
-			name:     fmt.Sprintf("svc%d", i+1),
-			clusters: netip.AddrFrom4([4]byte{172, 20, 1, byte(i + 1)}),
-			nodePort: firstNodePort + i, local: local, endpoint: endpoint, node: node, where: where,
+			name: fmt.Sprintf("svc%d", len(list)+1), clusters: clusters, nodePort: firstNodePort + len(list),
+			local: local, endpoint: endpoint, node: node, where: where,
 		})
 	}
 	for _, local := range []bool{false, true} {
@@ -109,8 +132,8 @@ func (w world) services() []service {
 	add(w.pods2[0][0], "n2", "remote", false)
 	add(w.pods2[1][0], "n2", "remote", false)
 	add(w.pods3[1][0], "n3", "remote", false)
-	add(internet, "", "external", false)
-	add(onPrem, "", "external", false)
+	add(w.internet, "", "external", false)
+	add(w.onPrem, "", "external", false)
 	return list
 }
 
@@ -153,9 +176,9 @@ func (b *builder) asking() []end {
 // seenOutside is what an end outside of the VPC has to see of a pod of n1.
 func (b *builder) seenOutside(pod, to end) netip.Addr {
 	switch {
-	case b.s.SNAT == snatExternal && to == internet:
+	case b.s.SNAT == snatExternal && to == b.w.internet:
 		return fabric.NATAddr
-	case b.s.SNAT == snatExternal, b.s.SNAT == snatExcluded && to == onPrem:
+	case b.s.IPv6, b.s.SNAT == snatExternal, b.s.SNAT == snatExcluded && to == b.w.onPrem:
 		return pod.addr
 	default:
 		return b.w.n1.addr
@@ -192,12 +215,13 @@ func (b *builder) inside() {
 }
 
 func (b *builder) outside() {
+	w := b.w
 	for _, pod := range b.asking() {
-		b.add("pod → internet", pod, internet, b.seenOutside(pod, internet))
-		b.add("pod → on-prem", pod, onPrem, b.seenOutside(pod, onPrem))
-		b.add("on-prem → pod", onPrem, pod, onPrem.addr)
-		b.add("load balancer → pod, IP mode, client kept", client, pod, client.addr)
-		b.add("load balancer → pod, IP mode, client not kept", loadBalancer, pod, loadBalancer.addr)
+		b.add("pod → internet", pod, w.internet, b.seenOutside(pod, w.internet))
+		b.add("pod → on-prem", pod, w.onPrem, b.seenOutside(pod, w.onPrem))
+		b.add("on-prem → pod", w.onPrem, pod, w.onPrem.addr)
+		b.add("load balancer → pod, IP mode, client kept", w.client, pod, w.client.addr)
+		b.add("load balancer → pod, IP mode, client not kept", w.lb, pod, w.lb.addr)
 	}
 }
 
@@ -205,19 +229,19 @@ func (b *builder) linkLocal() {
 	w := b.w
 	for _, pod := range b.asking() {
 		imds := w.n1.addr
-		if b.s.SNAT == snatExternal {
+		if b.s.IPv6 || b.s.SNAT == snatExternal {
 			imds = pod.addr
 		}
-		b.add("pod → IMDS", pod, end{router.name, "IMDS", fabric.IMDSAddr}, imds)
-		b.to("pod → VPC DNS", "VPC DNS", pod, netip.AddrPortFrom(w.dns, dnsPort), router.name, pod.addr)
-		b.to("pod → NodeLocal DNS", nodeLocalDNS.String(), pod, netip.AddrPortFrom(nodeLocalDNS, dnsPort), w.n1.name, pod.addr)
-		b.to("169.254.7.127 → pod", pod.label, w.n1, netip.AddrPortFrom(pod.addr, istioPort), pod.name, istioAddr)
+		b.add("pod → IMDS", pod, w.imds, imds)
+		b.to("pod → VPC DNS", "VPC DNS", pod, netip.AddrPortFrom(w.dns, dnsPort), routerName, pod.addr)
+		b.to("pod → NodeLocal DNS", "NodeLocal DNS", pod, netip.AddrPortFrom(w.nodeLocal, dnsPort), w.n1.name, pod.addr)
+		b.to("169.254.7.127 → pod", pod.label, w.n1, netip.AddrPortFrom(pod.addr, istioPort), pod.name, w.istio)
 	}
 }
 
 // needPublic keeps what the internet cannot reach from running.
 func (b *builder) needPublic(c *cell) {
-	if c.from == internet && !b.s.public() {
+	if c.from == b.w.internet && !b.s.public() {
 		c.cannot = "the node is in a private subnet: nothing in the internet can connect to it"
 	}
 }
@@ -226,7 +250,7 @@ func (b *builder) hostPorts() {
 	w := b.w
 	for _, pod := range b.asking() {
 		port := uint16(w.hostPorts[pod.name])
-		for _, from := range []end{internet, onPrem, client, w.n2, w.pods2[1][0], w.pods1[0][1], w.pods1[1][1]} {
+		for _, from := range []end{w.internet, w.onPrem, w.client, w.n2, w.pods2[1][0], w.pods1[0][1], w.pods1[1][1]} {
 			b.needPublic(b.to("hostPort", "n1:hostPort → "+pod.label, from, netip.AddrPortFrom(w.n1.addr, port), pod.name, from.addr))
 		}
 	}
@@ -255,7 +279,7 @@ func (b *builder) clusterIPs() {
 			b.needProxy(b.to(path, "Service → "+svc.endpoint.label, from, to, svc.endpoint.name, source))
 		}
 		host := w.n1.addr
-		if svc.endpoint == internet && b.s.SNAT == snatExternal {
+		if svc.endpoint == w.internet && b.s.SNAT == snatExternal {
 			host = fabric.NATAddr
 		}
 		b.needProxy(b.to(path, "Service → "+svc.endpoint.label, w.n1, to, svc.endpoint.name, host))
@@ -277,7 +301,7 @@ func (b *builder) nodePorts() {
 			continue
 		}
 		asking := b.asking()
-		clients := []end{internet, onPrem, client, w.n2, w.pods2[1][0]}
+		clients := []end{w.internet, w.onPrem, w.client, w.n2, w.pods2[1][0]}
 		if !svc.local {
 			clients = append(clients, asking...)
 		}
@@ -297,7 +321,7 @@ func (b *builder) nodePorts() {
 				what := fmt.Sprintf("%s:NodePort (%s) → %s", at.name, policy, svc.endpoint.label)
 				c := b.to(path, what, from, netip.AddrPortFrom(at.addr, uint16(svc.nodePort)), svc.endpoint.name, source)
 				b.needPublic(c)
-				if at.addr == w.own[1] && from == internet && c.cannot == "" {
+				if at.addr == w.own[1] && from == w.internet && !b.s.IPv6 && c.cannot == "" {
 					c.cannot = "a secondary ENI has no public address"
 				}
 				if at.addr == w.own[1] && b.s.Layout == layoutPerPod && slices.Contains(w.pods1[2], svc.endpoint) {

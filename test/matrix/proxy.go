@@ -43,19 +43,23 @@ func (b *bed) startProxy(ctx context.Context) error {
 	if b.setUp.Proxy != proxyNative {
 		mode = "iptables"
 	}
+	bind := "0.0.0.0"
+	if b.setUp.IPv6 {
+		bind = "::"
+	}
 	files := map[string]string{
 		"config": fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 clientConnection: {kubeconfig: %s/kubeconfig, contentType: application/json, acceptContentTypes: application/json}
 mode: %s
 hostnameOverride: %s
-bindAddress: 0.0.0.0
+bindAddress: "%s"
 oomScoreAdj: 0
-nodePortAddresses: [0.0.0.0/0]
+nodePortAddresses: ["0.0.0.0/0", "::/0"]
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s, udpTimeout: 0s, udpStreamTimeout: 0s}
 iptables: {minSyncPeriod: 100ms, syncPeriod: 30s, localhostNodePorts: false}
 nftables: {minSyncPeriod: 100ms, syncPeriod: 30s}
-`, proxyDir, mode, b.n1.HostName()),
+`, proxyDir, mode, b.n1.HostName(), bind),
 		"kubeconfig": fmt.Sprintf(`apiVersion: v1
 kind: Config
 clusters: [{name: lab, cluster: {server: "http://%s"}}]
@@ -117,10 +121,14 @@ func (b *bed) awaitProxy(ctx context.Context, d *node.Daemon) error {
 // checkBackend says in which of the kernel's packet filters kube-proxy's rules are, and that they are in no other one.
 func (b *bed) checkBackend(ctx context.Context) (string, error) {
 	var found []string
+	save, family := "iptables-save", "ip"
+	if b.setUp.IPv6 {
+		save, family = "ip6tables-save", "ip6"
+	}
 	for _, at := range []struct{ backend, command, sign string }{
-		{proxyLegacy, "/usr/sbin/xtables-legacy-multi iptables-save -t nat", ":KUBE-SERVICES "},
-		{proxyNFT, "nft list ruleset ip", "chain KUBE-SERVICES "},
-		{proxyNative, "nft list ruleset ip", "table ip kube-proxy "},
+		{proxyLegacy, "/usr/sbin/xtables-legacy-multi " + save + " -t nat", ":KUBE-SERVICES "},
+		{proxyNFT, "nft list ruleset " + family, "chain KUBE-SERVICES "},
+		{proxyNative, "nft list ruleset " + family, "table " + family + " kube-proxy "},
 	} {
 		out, err := run(ctx, b.n1, "", "sh", "-c", at.command)
 		if err != nil {
@@ -143,7 +151,7 @@ func (b *bed) startAPI() error {
 		return err
 	}
 	api := kubeapi.New(kubeapi.Options{Resources: proxyResources})
-	for _, o := range apiObjects(b.cluster.Nodes(), b.world.services()) {
+	for _, o := range apiObjects(b.world, b.cluster.Nodes()) {
 		api.Put(o.resource, o.object)
 	}
 	server := &http.Server{Handler: api.Handler(), ReadHeaderTimeout: time.Minute}
@@ -158,17 +166,22 @@ type apiObject struct {
 }
 
 // apiObjects are the nodes, and each Service with its EndpointSlice.
-func apiObjects(nodes []*cluster.Node, services []service) []apiObject {
+func apiObjects(w world, nodes []*cluster.Node) []apiObject {
 	var list []apiObject
 	hosts := map[string]string{}
+	family := "IPv4"
 	for _, n := range nodes {
 		hosts[n.Name] = n.HostName()
+		address := n.Address
+		if w.n1.addr.Is6() {
+			family, address = "IPv6", n.Address6
+		}
 		list = append(list, apiObject{"nodes", kubeapi.Object{
 			"metadata": kubeapi.Object{"name": n.HostName()},
-			"status":   kubeapi.Object{"addresses": []any{kubeapi.Object{"type": "InternalIP", "address": n.Address.String()}}},
+			"status":   kubeapi.Object{"addresses": []any{kubeapi.Object{"type": "InternalIP", "address": address.String()}}},
 		}})
 	}
-	for _, svc := range services {
+	for _, svc := range w.services() {
 		policy := "Cluster"
 		if svc.local {
 			policy = "Local"
@@ -187,12 +200,12 @@ func apiObjects(nodes []*cluster.Node, services []service) []apiObject {
 			apiObject{"services", kubeapi.Object{
 				"metadata": kubeapi.Object{"name": svc.name, "namespace": namespace},
 				"spec": kubeapi.Object{"type": "NodePort", "clusterIP": svc.clusters.String(), "clusterIPs": []any{svc.clusters.String()},
-					"ipFamilies": []any{"IPv4"}, "externalTrafficPolicy": policy, "internalTrafficPolicy": "Cluster",
+					"ipFamilies": []any{family}, "externalTrafficPolicy": policy, "internalTrafficPolicy": "Cluster",
 					"sessionAffinity": "None", "ports": ports},
 			}},
 			apiObject{"endpointslices", kubeapi.Object{
 				"metadata":    kubeapi.Object{"name": svc.name + "-1", "namespace": namespace, "labels": kubeapi.Object{"kubernetes.io/service-name": svc.name}},
-				"addressType": "IPv4", "ports": targets, "endpoints": []any{endpoint},
+				"addressType": family, "ports": targets, "endpoints": []any{endpoint},
 			}})
 	}
 	return list

@@ -13,9 +13,13 @@ import (
 func table(out io.Writer, chosen []setUp, outcomes []outcome) {
 	fmt.Fprintln(out, "\nSet-ups:")
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "  \tkube-proxy on n1\tEXTERNALSNAT\trp_filter all\tdefault\tsrc_valid_mark\tforeign marks\tpods' rules")
+	fmt.Fprintln(w, "  \tpods\tkube-proxy on n1\tEXTERNALSNAT\trp_filter all\tdefault\tsrc_valid_mark\tforeign marks\tpods' rules")
 	for _, s := range chosen {
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\n", s.Name, s.Proxy, s.SNAT, s.RPAll, s.RPDefault, s.SrcValid, s.Marks, s.Layout)
+		if s.IPv6 {
+			fmt.Fprintf(w, "  %s\tIPv6\t%s\t-\t-\t-\t-\t%s\t%s\n", s.Name, s.Proxy, s.Marks, s.Layout)
+			continue
+		}
+		fmt.Fprintf(w, "  %s\tIPv4\t%s\t%s\t%d\t%d\t%d\t%s\t%s\n", s.Name, s.Proxy, s.SNAT, s.RPAll, s.RPDefault, s.SrcValid, s.Marks, s.Layout)
 	}
 	_ = w.Flush()
 

@@ -158,7 +158,8 @@ func (b *bed) checkDrops() (string, error) {
 func (b *bed) explain(ctx context.Context) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s\n", b.setUp)
-	for _, command := range []string{"ip -br addr", "ip rule", "ip route show table all", "nft list ruleset", "iptables-save"} {
+	for _, command := range []string{"ip -br addr", "ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all",
+		"nft list ruleset", "iptables-save", "ip6tables-save"} {
 		out, err := run(ctx, b.n1, "", "sh", "-c", command)
 		if err != nil {
 			out = err.Error()

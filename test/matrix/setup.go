@@ -40,7 +40,9 @@ var (
 // setUp is a lab in which all paths are checked. Its settings are those of every node; kube-proxy and the marks are on
 // n1, whose pods the paths begin and end at.
 type setUp struct {
-	Name      string `json:"name"`
+	Name string `json:"name"`
+	// IPv6 has pods with IPv6 addresses; of the other settings, kube-proxy and the marks mean something there.
+	IPv6      bool   `json:"ipv6"`
 	Proxy     string `json:"proxy"`
 	SNAT      string `json:"snat"`
 	RPAll     int    `json:"rpFilterAll"`
@@ -50,7 +52,7 @@ type setUp struct {
 	Layout    string `json:"layout"`
 }
 
-// setUps samples the product of the settings so that every two values of two of them meet.
+// setUps samples the product of the settings so that every two values of two of them meet, in each address family.
 func setUps() []setUp {
 	var list []setUp
 	for i, row := range pairs.Cover(len(proxies), len(snats), len(rpAlls), len(rpDevs), len(marks), len(srcValid), len(layouts)) {
@@ -61,10 +63,19 @@ func setUps() []setUp {
 			Marks: marks[row[4]], SrcValid: srcValid[row[5]], Layout: layouts[row[6]],
 		})
 	}
+	for i, row := range pairs.Cover(len(proxies), len(marks)) {
+		list = append(list, setUp{
+			Name: fmt.Sprintf("V%d", i+1), IPv6: true,
+			Proxy: proxies[row[0]], SNAT: "-", Marks: marks[row[1]], Layout: layoutTables,
+		})
+	}
 	return list
 }
 
 func (s setUp) String() string {
+	if s.IPv6 {
+		return fmt.Sprintf("%s: IPv6, kube-proxy %s, marks %s", s.Name, s.Proxy, s.Marks)
+	}
 	return fmt.Sprintf("%s: kube-proxy %s, EXTERNALSNAT %s, rp_filter all=%d default=%d, src_valid_mark %d, marks %s, rules %s",
 		s.Name, s.Proxy, s.SNAT, s.RPAll, s.RPDefault, s.SrcValid, s.Marks, s.Layout)
 }
@@ -86,7 +97,7 @@ func choose(all []setUp, names string) ([]setUp, error) {
 			}
 		}
 		if !found {
-			return nil, fmt.Errorf("there is no set-up %q; there are S1 to S%d", name, len(all))
+			return nil, fmt.Errorf("there is no set-up %q; see docs/matrix.md", name)
 		}
 	}
 	return chosen, nil
