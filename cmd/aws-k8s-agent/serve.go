@@ -100,8 +100,8 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	}
 	restored.Journal.Stale = restored.Journal.Stale || there || adopted.Any()
 	sweeper := conntrack.NewSweeper(conntrack.SweeperOptions{Forget: conntrack.Forget, Cooldown: cfg.IPCooldown, Clock: clock, Log: log})
-	for _, c := range restored.Journal.Cooling {
-		sweeper.Cooling(c.Address, c.Until)
+	for addr, until := range bootstrap.Unassigned(restored) {
+		sweeper.Cooling(addr, until)
 	}
 	daemon, err = ipamd.New(ipamd.Options{
 		Settings: bootstrap.Settings(cfg, limits, log), Identity: id, Limits: limits, Groups: instance.Groups,
@@ -123,6 +123,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 			InstanceID: id.InstanceID, Region: id.Region,
 		},
 		Observe:     observer(meter),
+		Prepare:     sweeper.HandOut,
 		Undelivered: daemon.Undelivered,
 		Degraded:    func() bool { return degraded(daemon.View()) },
 	})

@@ -61,11 +61,12 @@ func (c *controller) committed(err error, now time.Time) {
 		c.unsaved, c.notTill = true, now.Add(commitRetry)
 		c.log(slog.LevelError, "state not durable", "error", err)
 	}
-	for _, a := range b.adds {
-		c.addCommitted(a, err, now)
-	}
+	// Releases first: who hears of them has to do so before he hears that the address is another pod's.
 	for _, d := range b.dels {
 		c.delCommitted(d, err, now)
+	}
+	for _, a := range b.adds {
+		c.addCommitted(a, err, now)
 	}
 	for _, op := range b.ops {
 		switch {

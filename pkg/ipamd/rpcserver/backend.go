@@ -20,6 +20,7 @@ import (
 type cniBackend struct {
 	rpc.UnimplementedCNIBackendServer
 	allocator  Allocator
+	prepare    func(context.Context, netip.Addr)
 	policyMode string
 	observe    func(Call)
 	clients    *clients
@@ -70,7 +71,11 @@ func (b *cniBackend) add(ctx context.Context, req ipamd.AddRequest, multiNIC boo
 		b.log.Warn("invalid request", "container", req.ContainerID, "namespace", req.Namespace, "pod", req.Pod, "reason", reason)
 		return ipamd.AddReply{}, &ipamd.Refusal{Code: ipamd.CodeInvalid, Reason: reason}
 	}
-	return b.allocator.Add(ctx, req)
+	reply, err := b.allocator.Add(ctx, req)
+	if err == nil {
+		b.prepare(ctx, reply.Address)
+	}
+	return reply, err
 }
 
 // missing names the parts of an allocation's key that a request lacks.

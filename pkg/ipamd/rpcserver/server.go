@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"google.golang.org/grpc"
@@ -86,6 +87,8 @@ type Options struct {
 	Observe   func(Call) // may be nil
 	// Undelivered, if set, hears of ADDs whose reply is known to have reached nobody.
 	Undelivered func(ipamd.Sandbox, ipamd.AddReply)
+	// Prepare, if set, is called with each address that a sandbox gets, before anybody outside this process knows of it.
+	Prepare func(context.Context, netip.Addr)
 	// Degraded tells whether some feature does not work at present. May be nil.
 	Degraded func() bool
 	// UID is the only user that may connect: root, unless a test says otherwise.
@@ -113,6 +116,9 @@ func New(o Options) *Server {
 	if o.Degraded == nil {
 		o.Degraded = func() bool { return false }
 	}
+	if o.Prepare == nil {
+		o.Prepare = func(context.Context, netip.Addr) {}
+	}
 	if o.Undelivered == nil {
 		o.Undelivered = func(ipamd.Sandbox, ipamd.AddReply) {}
 	}
@@ -128,7 +134,8 @@ func New(o Options) *Server {
 		grpc.StatsHandler(deliveries{o.Undelivered}),
 	)
 	rpc.RegisterCNIBackendServer(s.grpc, &cniBackend{
-		allocator: o.Allocator, policyMode: o.Agent.NetworkPolicyMode, observe: o.Observe, clients: s.clients, log: o.Log,
+		allocator: o.Allocator, prepare: o.Prepare, policyMode: o.Agent.NetworkPolicyMode, observe: o.Observe, clients: s.clients,
+		log: o.Log,
 	})
 	rpc.RegisterConfigServerBackendServer(s.grpc, &agentBackend{config: o.Agent})
 	names := health.NewServer()

@@ -466,3 +466,30 @@ func TestLogVolume(t *testing.T) {
 		t.Errorf("%d lines:\n%s", lines, &logged)
 	}
 }
+
+// An address is prepared before its plugin knows of it, also if that takes a while; a refusal has none.
+func TestAddressesArePrepared(t *testing.T) {
+	t.Parallel()
+	prepared := make(chan netip.Addr)
+	_, conn, _ := start(t, Options{Allocator: newPool(1), Prepare: func(_ context.Context, a netip.Addr) { prepared <- a }})
+	client := rpc.NewCNIBackendClient(conn)
+	replies := make(chan *rpc.AddNetworkReply, 1)
+	go func() {
+		reply, err := client.AddNetwork(t.Context(), &rpc.AddNetworkRequest{ContainerID: "c1", IfName: "eth0", NetworkName: "aws-cni"})
+		if err != nil {
+			t.Error(err)
+		}
+		replies <- reply
+	}()
+	select {
+	case <-replies:
+		t.Error("the address was handed out first")
+	case a := <-prepared:
+		if got := (<-replies).GetIPAllocationMetadata(); len(got) != 1 || got[0].GetIPv4Addr() != a.String() {
+			t.Errorf("%s was prepared, %v handed out", a, got)
+		}
+	}
+	if reply, err := client.AddNetwork(t.Context(), &rpc.AddNetworkRequest{ContainerID: "c2", IfName: "eth0", NetworkName: "aws-cni"}); err != nil || reply.GetSuccess() {
+		t.Errorf("%v, %v", reply, err)
+	}
+}

@@ -3,7 +3,9 @@ package conntrack
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,15 +16,15 @@ import (
 const (
 	// fold is how long a release waits for others to share its sweep.
 	fold = 10 * time.Millisecond
-	// lastLook is how long before the end of an address's cooldown the second sweep is, and margin how long before it
-	// it is too late: then the connections may be those of the address's next owner.
+	// lastLook is how long before the end of an address's cooldown the second sweep is, and settle how long after its
+	// release at least: by then the plugin has taken its routes away, and nothing can make connections any more.
 	lastLook = 2 * time.Second
-	margin   = time.Second
+	settle   = 2 * time.Second
 	// sweepTimeout bounds one sweep, and retry is the time before one that failed is tried again.
 	sweepTimeout = 10 * time.Second
 	retry        = time.Second
 	// rest is how many times as long as a sweep took the next one waits: a node with very many connections and many
-	// short pods spends no more than a tenth of a processor on them.
+	// short pods spends no more than a tenth of a processor on them. Pods that wait for an address do not wait for that.
 	rest    = 9
 	maxRest = 5 * time.Second
 )
@@ -38,25 +40,32 @@ type SweeperOptions struct {
 }
 
 // Sweeper forgets the connections of each address twice: when it is released, and shortly before it may be handed out
-// again. The second time is for clients that went on after the first one, while not everybody had heard that the pod is
-// gone. Addresses that are due at the same time share a sweep.
+// again. The second time is for clients that went on after the first one, while the pod's routes were still there or not
+// everybody had heard that the pod is gone. An address that is handed out before that is swept then, while nobody can
+// reach it: after a short cooldown, or because its pod went while ipamd was away. Addresses that are due at the same time
+// share a sweep.
 type Sweeper struct {
-	o    SweeperOptions
-	wake chan struct{}
+	o     SweeperOptions
+	wake  chan struct{}
+	ended chan struct{} // closed when Run has returned
 
-	mu  sync.Mutex // guards due
-	due []sweep
+	mu sync.Mutex // guards what follows
+	// due are the sweeps to come of each address, by time.
+	due map[netip.Addr][]time.Time
+	// now are the addresses of the sweep that is under way.
+	now    map[netip.Addr]bool
+	claims []claim
 }
 
-// sweep is a look at one address, not before at and not after end.
-type sweep struct {
-	addr    netip.Addr
-	at, end time.Time
+// claim is an address that is about to be handed out.
+type claim struct {
+	addr netip.Addr
+	done chan struct{}
 }
 
 // NewSweeper returns a Sweeper that does nothing before Run.
 func NewSweeper(o SweeperOptions) *Sweeper {
-	return &Sweeper{o: o, wake: make(chan struct{}, 1)}
+	return &Sweeper{o: o, wake: make(chan struct{}, 1), ended: make(chan struct{}), due: map[netip.Addr][]time.Time{}}
 }
 
 // Released says that an address was let go of. It cools since then, or, if since is zero, from now on. Released does not
@@ -66,91 +75,118 @@ func (s *Sweeper) Released(addr netip.Addr, since time.Time) {
 	if since.IsZero() || since.After(now) {
 		since = now
 	}
-	s.add(sweep{addr, now.Add(fold), since.Add(max(s.o.Cooldown-margin, fold))})
-	s.Cooling(addr, since.Add(s.o.Cooldown))
+	last := since.Add(s.o.Cooldown - lastLook)
+	if soonest := now.Add(settle); last.Before(soonest) {
+		last = soonest
+	}
+	s.add(addr, now.Add(fold), last)
 }
 
-// Cooling says that an address may be handed out again at a time that was set in an earlier life of the process.
+// Cooling says that an address that is nobody's may be handed out again at a time that was set in an earlier life of the
+// process. The zero time is for one that may be handed out already.
 func (s *Sweeper) Cooling(addr netip.Addr, until time.Time) {
 	at := until.Add(-lastLook)
-	if now := s.o.Clock.Now(); at.Before(now.Add(fold)) {
-		return // released just now, or too late
+	if soonest := s.o.Clock.Now().Add(fold); at.Before(soonest) {
+		at = soonest
 	}
-	s.add(sweep{addr, at, until.Add(-margin)})
+	s.add(addr, at)
 }
 
-func (s *Sweeper) add(w sweep) {
+func (s *Sweeper) add(addr netip.Addr, at ...time.Time) {
 	s.mu.Lock()
-	s.due = append(s.due, w)
+	s.due[addr] = at
 	s.mu.Unlock()
+	s.signal()
+}
+
+func (s *Sweeper) signal() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
 	}
 }
 
+// HandOut returns once no connection of an earlier owner of the address is left, and calls off its sweeps: from then on
+// its connections are the next owner's. It returns at once if the address has rested long enough. A sweep that fails,
+// or takes longer than ctx, does not keep a pod from its address.
+func (s *Sweeper) HandOut(ctx context.Context, addr netip.Addr) {
+	s.mu.Lock()
+	if s.due[addr] == nil && !s.now[addr] {
+		s.mu.Unlock()
+		return
+	}
+	delete(s.due, addr)
+	c := claim{addr, make(chan struct{})}
+	s.claims = append(s.claims, c)
+	s.mu.Unlock()
+	s.signal()
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+	case <-s.ended:
+	}
+}
+
 // Run sweeps until ctx ends.
 func (s *Sweeper) Run(ctx context.Context) {
+	defer close(s.ended)
+	var resting time.Time // until then only claims count
 	for ctx.Err() == nil {
 		now := s.o.Clock.Now()
-		addrs, next := s.take(now)
+		addrs, claims, next := s.take(now, resting)
 		if len(addrs) > 0 {
-			s.sweep(ctx, addrs)
-			s.wait(ctx, min(rest*s.o.Clock.Since(now), maxRest))
+			s.sweep(ctx, addrs, claims)
+			resting = s.o.Clock.Now().Add(min(rest*s.o.Clock.Since(now), maxRest))
 			continue
 		}
-		var timer clockwork.Timer
-		var expired <-chan time.Time
-		if !next.IsZero() {
-			timer = s.o.Clock.NewTimer(next.Sub(now))
-			expired = timer.Chan()
-		}
-		select {
-		case <-ctx.Done():
-		case <-s.wake:
-		case <-expired:
-		}
-		if timer != nil {
-			timer.Stop()
-		}
+		s.wait(ctx, now, next)
 	}
 }
 
-func (s *Sweeper) wait(ctx context.Context, d time.Duration) {
-	timer := s.o.Clock.NewTimer(d)
-	defer timer.Stop()
+// wait returns at a time, when something is added, or when ctx ends. The zero time never comes.
+func (s *Sweeper) wait(ctx context.Context, now, until time.Time) {
+	var expired <-chan time.Time
+	if !until.IsZero() {
+		timer := s.o.Clock.NewTimer(until.Sub(now))
+		defer timer.Stop()
+		expired = timer.Chan()
+	}
 	select {
 	case <-ctx.Done():
-	case <-timer.Chan():
+	case <-s.wake:
+	case <-expired:
 	}
 }
 
-// take removes what is due, drops what is too late, and says when the next one is due.
-func (s *Sweeper) take(now time.Time) (addrs []sweep, next time.Time) {
+// take removes what is due, and says when the next one is.
+func (s *Sweeper) take(now, resting time.Time) (addrs []netip.Addr, claims []claim, next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	rest := s.due[:0]
-	for _, w := range s.due {
-		switch {
-		case now.Before(w.at):
-			rest = append(rest, w)
-			if next.IsZero() || w.at.Before(next) {
-				next = w.at
+	claims, s.claims = s.claims, nil
+	s.now = map[netip.Addr]bool{}
+	for _, c := range claims {
+		s.now[c.addr] = true
+	}
+	for addr, at := range s.due {
+		first := at[0]
+		if len(claims) == 0 && first.Before(resting) {
+			first = resting
+		}
+		if now.Before(first) {
+			if next.IsZero() || first.Before(next) {
+				next = first
 			}
-		case !now.After(w.end):
-			addrs = append(addrs, w)
+			continue
+		}
+		s.now[addr] = true
+		if s.due[addr] = at[1:]; len(at) == 1 {
+			delete(s.due, addr)
 		}
 	}
-	clear(s.due[len(rest):])
-	s.due = rest
-	return addrs, next
+	return slices.SortedFunc(maps.Keys(s.now), netip.Addr.Compare), claims, next
 }
 
-func (s *Sweeper) sweep(ctx context.Context, due []sweep) {
-	addrs := make([]netip.Addr, len(due))
-	for i, w := range due {
-		addrs[i] = w.addr
-	}
+func (s *Sweeper) sweep(ctx context.Context, addrs []netip.Addr, claims []claim) {
 	began := s.o.Clock.Now()
 	limited, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
@@ -158,11 +194,27 @@ func (s *Sweeper) sweep(ctx context.Context, due []sweep) {
 	switch {
 	case err != nil && ctx.Err() == nil:
 		s.o.Log.Warn("connections of released addresses not forgotten", "addresses", len(addrs), "error", err)
-		for _, w := range due {
-			w.at = s.o.Clock.Now().Add(retry)
-			s.add(w)
-		}
 	case n > 0:
 		s.o.Log.Debug("connections of released addresses forgotten", "addresses", len(addrs), "connections", n, "took", s.o.Clock.Since(began))
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range claims {
+		delete(s.now, c.addr)
+		close(c.done)
+	}
+	if err != nil {
+		again := s.o.Clock.Now().Add(retry)
+		for addr := range s.now {
+			if !s.claimed(addr) {
+				s.due[addr] = append([]time.Time{again}, s.due[addr]...)
+			}
+		}
+	}
+	s.now = nil
+}
+
+// claimed tells whether an address was asked for since its sweep began. The caller holds the mutex.
+func (s *Sweeper) claimed(addr netip.Addr) bool {
+	return slices.ContainsFunc(s.claims, func(c claim) bool { return c.addr == addr })
 }

@@ -66,19 +66,24 @@ func (s *sweeps) next(t *testing.T) (time.Duration, []netip.Addr) {
 	}
 }
 
+func (s *sweeps) want(t *testing.T, order ...[]netip.Addr) {
+	t.Helper()
+	for i, want := range order {
+		if _, got := s.next(t); !slices.Equal(got, want) {
+			t.Errorf("sweep %d is for %v, want %v", i, got, want)
+		}
+	}
+}
+
 func TestAddressesAreSweptTwiceAndTogether(t *testing.T) {
 	t.Parallel()
 	s := newSweeps(t)
 	s.Released(gone, time.Time{})
 	s.Released(stays, time.Time{})
 	s.Cooling(third, s.clock.Now().Add(5*time.Second))
-	s.Cooling(outside, s.clock.Now().Add(time.Second)) // too late
+	s.Cooling(outside, time.Time{})
 	s.run(t)
-	for i, want := range [][]netip.Addr{{gone, stays}, {third}, {gone, stays}} {
-		if _, got := s.next(t); !slices.Equal(got, want) {
-			t.Errorf("sweep %d is for %v, want %v", i, got, want)
-		}
-	}
+	s.want(t, []netip.Addr{gone, stays, outside}, []netip.Addr{third}, []netip.Addr{gone, stays})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.due) != 0 {
@@ -86,26 +91,81 @@ func TestAddressesAreSweptTwiceAndTogether(t *testing.T) {
 	}
 }
 
-func TestAFailedSweepIsRepeatedAndALateOneIsNot(t *testing.T) {
+func TestAFailedSweepIsRepeated(t *testing.T) {
 	t.Parallel()
 	s := newSweeps(t)
 	s.fail <- errors.New("no memory")
 	s.Released(gone, time.Time{})
 	s.clock.Advance(fold)
 	s.run(t)
-	for i := range 3 { // the failed one, its repetition, the second one
-		if _, got := s.next(t); !slices.Equal(got, []netip.Addr{gone}) {
-			t.Errorf("sweep %d is for %v", i, got)
-		}
-	}
+	s.want(t, []netip.Addr{gone}, []netip.Addr{gone}, []netip.Addr{gone}) // the failed one, its repetition, the second one
+}
 
-	late := newSweeps(t)
-	late.Released(gone, time.Time{})
-	late.clock.Advance(29*time.Second + time.Millisecond) // stopped, or starved
-	late.Released(stays, time.Time{})
-	late.Released(third, late.clock.Now().Add(-29*time.Second-time.Millisecond)) // heard of late
-	late.run(t)
-	if _, got := late.next(t); !slices.Equal(got, []netip.Addr{stays}) {
-		t.Errorf("the sweep after a pause is for %v: an address that may be another pod's", got)
+// Heard of so late that its cooldown is over, an address is swept twice all the same.
+func TestAReleaseHeardOfLate(t *testing.T) {
+	t.Parallel()
+	s := newSweeps(t)
+	s.Released(third, s.clock.Now().Add(-time.Hour))
+	s.run(t)
+	s.want(t, []netip.Addr{third}, []netip.Addr{third})
+}
+
+// An address that is handed out before its time is swept first, and never again.
+func TestHandOut(t *testing.T) {
+	t.Parallel()
+	s := newSweeps(t)
+	s.Released(gone, time.Time{})
+	s.Cooling(stays, s.clock.Now().Add(5*time.Second))
+	s.run(t)
+	given := make(chan netip.Addr)
+	give := func(a netip.Addr) {
+		s.HandOut(t.Context(), a)
+		given <- a
 	}
+	go give(third) // has rested
+	if a := <-given; a != third {
+		t.Errorf("%s was handed out without a sweep", a)
+	}
+	go give(gone)
+	s.want(t, []netip.Addr{gone})
+	if a := <-given; a != gone {
+		t.Errorf("%s was handed out", a)
+	}
+	s.want(t, []netip.Addr{stays}) // and not gone, which is somebody else's
+
+	// Its only sweep is under way: it has to end first.
+	s.Cooling(gone, time.Time{})
+	s.clock.Advance(fold)
+	s.fail <- errors.New("no memory")
+	for ready := false; !ready; {
+		s.mu.Lock()
+		ready = s.now[gone]
+		s.mu.Unlock()
+	}
+	go give(gone)
+	for ready := false; !ready; {
+		s.mu.Lock()
+		ready = len(s.claims) == 1
+		s.mu.Unlock()
+	}
+	s.want(t, []netip.Addr{gone}, []netip.Addr{gone}) // the one that fails, and the claim's
+	<-given
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.due)+len(s.claims) != 0 {
+		t.Errorf("due: %v, %v", s.due, s.claims)
+	}
+}
+
+// Nobody waits for a sweeper that has ended, or longer than the caller.
+func TestHandOutEnds(t *testing.T) {
+	t.Parallel()
+	s := newSweeps(t)
+	s.Released(gone, time.Time{})
+	short, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.HandOut(short, gone)
+	s.Released(gone, time.Time{})
+	s.Run(short)
+	s.HandOut(t.Context(), gone)
 }
