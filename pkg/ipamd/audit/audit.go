@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -46,8 +47,8 @@ type Allocator interface {
 type Options struct {
 	// Restored are the allocations that the last run left.
 	Restored []checkpoint.Allocation
-	// Links lists the names of all links of the host.
-	Links     func(context.Context) ([]string, error)
+	// Links lists all links of the host.
+	Links     func(context.Context) ([]Link, error)
 	Allocator Allocator
 	Clock     clockwork.Clock
 	Log       *slog.Logger
@@ -72,6 +73,9 @@ type watch struct {
 	wired          bool      // its link was there since then
 	missing        time.Time // the first of the looks in a row that missed it; zero: it was not missed
 }
+
+// Link is a link of the host.
+type Link struct{ Name, MAC string }
 
 // New returns an Audit of the allocations that were restored, and of those to come.
 func New(o Options) *Audit {
@@ -165,10 +169,10 @@ func (a *Audit) look(ctx context.Context) {
 
 // missed brings the watches up to date with what was seen at a time. It counts those that were missed for the first
 // time and copies those that are to be released.
-func (a *Audit) missed(links []string, everybody bool, now time.Time) (once int, again []watch) {
-	seen := newLinkSet(links)
+func (a *Audit) missed(links []Link, everybody bool, now time.Time) (once int, again []watch) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	seen := newLinkSet(links, a.watched)
 	for _, w := range a.watched {
 		switch {
 		case everybody:
@@ -212,24 +216,42 @@ func (a *Audit) reclaim(ctx context.Context, w watch) {
 }
 
 // linkSet are the host's links.
-type linkSet struct{ exact, suffixes map[string]bool }
+type linkSet struct {
+	exact    map[string]bool
+	suffixes map[string][]Link
+	// owners has the sandbox of each veth's address.
+	owners map[string]ipamd.Sandbox
+}
 
-func newLinkSet(links []string) linkSet {
-	s := linkSet{make(map[string]bool, len(links)), make(map[string]bool, len(links))}
-	for _, name := range links {
-		s.exact[name] = true
-		s.suffixes[name[max(0, len(name)-suffixLen):]] = true
+func newLinkSet(links []Link, watched map[ipamd.Sandbox]*watch) linkSet {
+	s := linkSet{make(map[string]bool, len(links)), make(map[string][]Link, len(links)), make(map[string]ipamd.Sandbox, len(watched))}
+	for _, l := range links {
+		s.exact[l.Name] = true
+		suffix := l.Name[max(0, len(l.Name)-suffixLen):]
+		s.suffixes[suffix] = append(s.suffixes[suffix], l)
+	}
+	for id := range watched {
+		mac := names.VethMAC(id.ContainerID, id.IfName, names.HostEnd)
+		s.owners[net.HardwareAddr(mac[:]).String()] = id
 	}
 	return s
 }
 
 // has tells whether a sandbox has a link. Only the end of the name is compared: the prefix is the operator's, and may
-// have changed. A sandbox of the time before names were recorded cannot be looked for, and is taken to have one.
+// have changed. The next sandbox of the same pod has a link of that name, too: the link's address tells them apart, but
+// for links that a predecessor made. A sandbox of the time before names were recorded cannot be looked for, and is taken
+// to have one.
 func (s linkSet) has(w *watch) bool {
 	if link, ok := w.link(); ok {
 		return s.exact[link]
 	}
-	return w.namespace == "" || w.pod == "" || s.suffixes[names.VethSuffix(w.namespace, w.pod, 0)]
+	if w.namespace == "" || w.pod == "" {
+		return true
+	}
+	return slices.ContainsFunc(s.suffixes[names.VethSuffix(w.namespace, w.pod, 0)], func(l Link) bool {
+		owner, known := s.owners[l.MAC]
+		return !known || owner == w.Sandbox
+	})
 }
 
 const suffixLen = 11 // of names.VethSuffix

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -35,13 +37,18 @@ type node struct {
 	gone     time.Time // as the last DEL had it
 }
 
-func (n *node) list(context.Context) ([]string, error) {
+func (n *node) list(context.Context) ([]Link, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.fails {
 		return nil, errors.New("no netlink")
 	}
-	return slices.Clone(n.links), nil
+	var links []Link
+	for _, l := range n.links {
+		name, mac, _ := strings.Cut(l, " ")
+		links = append(links, Link{name, mac})
+	}
+	return links, nil
 }
 
 func (n *node) set(links ...string) {
@@ -70,6 +77,12 @@ func (n *node) Del(_ context.Context, req ipamd.DelRequest) (ipamd.DelReply, err
 func allocation(container, pod string) checkpoint.Allocation {
 	return checkpoint.Allocation{NetworkName: "aws-cni", ContainerID: container, IfName: "eth0", Namespace: "default", Pod: pod,
 		Address: netip.MustParseAddr("10.0.1.1")}
+}
+
+// owned is a veth with the address that the sandbox's ADD gave it.
+func owned(container, pod string) string {
+	mac := names.VethMAC(container, "eth0", names.HostEnd)
+	return veth(pod) + " " + net.HardwareAddr(mac[:]).String()
 }
 
 func veth(pod string) string { return names.HostVeth("eni", "default", pod, 0) }
@@ -141,6 +154,10 @@ func TestAudit(t *testing.T) {
 		{name: "everybody is there", restored: []checkpoint.Allocation{live}, links: []string{"lo", veth("web-0")}, steps: []step{{time.Hour, nil}}},
 		{name: "another prefix is the same pod", restored: []checkpoint.Allocation{live}, links: []string{"veth"[:3] + names.VethSuffix("default", "web-0", 0)}, steps: []step{{time.Hour, nil}}},
 		{name: "a VLAN device is the same pod", restored: []checkpoint.Allocation{live}, links: []string{"vlan" + names.VethSuffix("default", "web-0", 0)}, steps: []step{{time.Hour, nil}}},
+		{name: "the next sandbox of the same pod is there", restored: []checkpoint.Allocation{allocation("older", "web-0"), live},
+			links: []string{owned("live", "web-0")}, steps: []step{{time.Hour, nil}}, released: []string{"older"}},
+		{name: "the predecessor's link is anybody's", restored: []checkpoint.Allocation{allocation("older", "web-0"), live},
+			links: []string{veth("web-0") + " 02:00:00:00:00:01"}, steps: []step{{time.Hour, nil}}},
 		{name: "no names recorded", restored: []checkpoint.Allocation{allocation("old", "")}, steps: []step{{time.Hour, nil}}},
 		{name: "restored, never seen", restored: []checkpoint.Allocation{live, dead}, links: []string{veth("web-0")},
 			steps: []step{{Grace, none}, {twoLooks, nil}}, released: []string{"dead"}},
@@ -236,7 +253,7 @@ func TestKernel(t *testing.T) {
 			}
 		}
 		links, err := Links(t.Context())
-		if err != nil || !slices.Contains(links, "eni1") || !slices.Contains(links, "lo") {
+		if err != nil || !slices.ContainsFunc(links, func(l Link) bool { return l.Name == "eni1" }) || !slices.ContainsFunc(links, func(l Link) bool { return l.Name == "lo" }) {
 			t.Errorf("links %v, %v", links, err)
 		}
 		got, err := Rebuild(t.Context(), time.Unix(1, 0))

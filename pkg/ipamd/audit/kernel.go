@@ -18,15 +18,15 @@ import (
 // dumpTries bounds repetitions of a dump that the kernel marks as interrupted: links come and go while pods do.
 const dumpTries = 10
 
-// Links lists the names of the host's links.
-func Links(ctx context.Context) ([]string, error) {
+// Links lists the host's links.
+func Links(ctx context.Context) ([]Link, error) {
 	links, err := dump(ctx, netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
-	out := make([]string, 0, len(links))
+	out := make([]Link, 0, len(links))
 	for _, l := range links {
-		out = append(out, l.Attrs().Name)
+		out = append(out, Link{l.Attrs().Name, l.Attrs().HardwareAddr.String()})
 	}
 	return out, nil
 }

@@ -112,6 +112,21 @@ func HostVeth(prefix, namespace, pod string, index int) string {
 // security groups are enforced strictly.
 const StrictVethPrefix = "vlan"
 
+// Ends of a pod's veth pair, for VethMAC.
+const (
+	HostEnd = "host"
+	PodEnd  = "pod"
+)
+
+// VethMAC returns the address of one end of a sandbox's veth pair: it says whose the pair is, as its name, which the next
+// sandbox of the same pod has too, does not.
+func VethMAC(containerID, ifName, end string) [6]byte {
+	sum := sha1.Sum([]byte(containerID + "/" + ifName + "/" + end))
+	m := [6]byte(sum[:6])
+	m[0] = m[0]&^1 | 2 // unicast, locally administered
+	return m
+}
+
 // VLANLinkPrefix starts the names of branch ENIs' links.
 const VLANLinkPrefix = "vlan.eth."
 

@@ -93,12 +93,14 @@ func (w *wiring) makeVLAN(ctx context.Context, b *Branch, owner Owner) (int32, e
 		}
 		switch err := replies[0].err; {
 		case errors.Is(err, unix.EEXIST) && !cleared:
-			if err := w.clear(ctx, name, fmt.Errorf("the trunk ENI's VLAN %d has another link: %w", b.VLAN, err)); err != nil {
+			if err := w.clear(ctx, name); err != nil {
 				return 0, err
 			}
 			continue
 		case errors.Is(err, unix.EOPNOTSUPP):
 			return 0, fmt.Errorf("the kernel has no VLANs (module 8021q): %w", err)
+		case errors.Is(err, unix.EEXIST):
+			return 0, fmt.Errorf("the trunk ENI's VLAN %d has another link: %w", b.VLAN, err)
 		case err != nil:
 			return 0, err
 		}

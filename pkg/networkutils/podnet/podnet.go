@@ -9,7 +9,6 @@ package podnet
 
 import (
 	"context"
-	"crypto/sha1"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -18,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vpccni/pkg/networkutils/names"
 )
 
 // Pod is the wiring wanted for one sandbox.
@@ -196,7 +197,7 @@ func (w *wiring) makeVeth(ctx context.Context, iface Interface, macs macPair) (v
 		switch err := replies[0].err; {
 		case errors.Is(err, unix.EEXIST) && !cleared:
 			cleared = true
-			if err := w.clear(ctx, iface.HostVeth, err); err != nil {
+			if err := w.clear(ctx, iface.HostVeth); err != nil {
 				return vethIndexes{}, err
 			}
 			continue
@@ -222,17 +223,14 @@ func (w *wiring) makeVeth(ctx context.Context, iface Interface, macs macPair) (v
 	}
 }
 
-// clear deletes the link that made exists happen.
-func (w *wiring) clear(ctx context.Context, hostVeth string, exists error) error {
+// clear deletes the link that has a host veth's name. If there is none, the older sandbox's has gone with its namespace
+// this very moment, or it is the name inside the pod that is taken, which is not ours to delete: the next try will tell.
+func (w *wiring) clear(ctx context.Context, hostVeth string) error {
 	replies, err := w.host.send(ctx, []message{deleteLinkByName(hostVeth)})
-	switch {
-	case err != nil:
-		return err
-	case errors.Is(replies[0].err, unix.ENODEV):
-		return exists // it is the name inside the pod that is taken: not ours to delete
-	default:
-		return replies[0].err
+	if err == nil && !errors.Is(replies[0].err, unix.ENODEV) {
+		err = replies[0].err
 	}
+	return err
 }
 
 func (w *wiring) indexes(ctx context.Context, iface Interface, link reply) (vethIndexes, error) {
@@ -328,11 +326,6 @@ type mac [6]byte
 type macPair struct{ host, pod mac }
 
 func (p Pod) macs(i int) macPair {
-	derive := func(end string) mac {
-		sum := sha1.Sum([]byte(p.ContainerID + "/" + p.Interfaces[i].Name + "/" + end))
-		m := mac(sum[:6])
-		m[0] = m[0]&^1 | 2 // unicast, locally administered
-		return m
-	}
-	return macPair{host: derive("host"), pod: derive("pod")}
+	name := p.Interfaces[i].Name
+	return macPair{host: names.VethMAC(p.ContainerID, name, names.HostEnd), pod: names.VethMAC(p.ContainerID, name, names.PodEnd)}
 }

@@ -189,6 +189,27 @@ func TestSetupReplacesTheVethOfAnOlderSandbox(t *testing.T) {
 	}
 }
 
+// An older sandbox's veth goes with its namespace, which may be while it is being replaced.
+func TestSetupFindsTheVethOfAnOlderSandboxGone(t *testing.T) {
+	t.Parallel()
+	host, older, newer := nstest.New(t), nstest.New(t), nstest.New(t)
+	mustSetup(t, host, podOf(older, "c1", "web-0", "10.0.1.11/32"))
+	veth := names.HostVeth("eni", "default", "web-0", 0)
+	gone := false
+	err := in(t, host, func(ctx context.Context) error {
+		_, err := setup(ctx, ctx, podOf(newer, "c2", "web-0", "10.0.1.12/32"), dialer{observe: func(messages []message) {
+			if strings.HasPrefix(messages[0].what, "delete link "+veth) && !gone {
+				gone = true
+				host.Run("ip", "link", "delete", veth)
+			}
+		}})
+		return err
+	})
+	if err != nil || !gone {
+		t.Errorf("gone %t: %v", gone, err)
+	}
+}
+
 func TestSetupThatFailsLeavesNothing(t *testing.T) {
 	t.Parallel()
 	for name, breakIt := range map[string]func(t *testing.T, host, netns *nstest.NS, pod *Pod){
@@ -297,6 +318,22 @@ func TestReserveForTheWayBack(t *testing.T) {
 	}
 }
 
+// A veth that a predecessor made has an address that says nothing; its other end does.
+func TestTeardownOfAPodOfThePredecessor(t *testing.T) {
+	t.Parallel()
+	host, netns := nstest.New(t), nstest.New(t)
+	mustSetup(t, host, podOf(netns, "c1", "web-0", "10.0.1.11/32"))
+	veth := names.HostVeth("eni", "default", "web-0", 0)
+	host.Run("ip", "link", "set", veth, "address", "02:00:00:00:00:01")
+	remains := Remains{Addresses: []netip.Addr{netip.MustParseAddr("10.0.1.11")}, Via: veth, ContainerID: "c1", IfName: "eth0", Netns: netns.Path()}
+	if err := in(t, host, func(ctx context.Context) error { return Teardown(ctx, remains) }); err != nil {
+		t.Fatal(err)
+	}
+	if routes := host.Run("ip", "route", "show", "table", "all"); strings.Contains(routes, "10.0.1.11 dev eni") {
+		t.Errorf("routes are left:\n%s", routes)
+	}
+}
+
 func TestTeardownKeepsWhatIsNotThePods(t *testing.T) {
 	t.Parallel()
 	host, netns := nstest.New(t), nstest.New(t)
@@ -316,6 +353,13 @@ func TestTeardownKeepsWhatIsNotThePods(t *testing.T) {
 	other := nstest.New(t)
 	mustSetup(t, host, podOf(other, "c2", "web-1", "10.0.1.12/32"))
 	teardown(Remains{Addresses: []netip.Addr{addr}, Via: names.HostVeth("eni", "default", "web-1", 0)})
+	if n := routes(); n != 2 {
+		t.Fatalf("%d routes to the pod are left, want 2", n)
+	}
+	// An older sandbox of the same pod, which had the same address: the veth has the same name.
+	veth := names.HostVeth("eni", "default", "web-0", 0)
+	teardown(Remains{Addresses: []netip.Addr{addr}, Via: veth, ContainerID: "c0", IfName: "eth0"})
+	teardown(Remains{Addresses: []netip.Addr{addr}, Via: veth, ContainerID: "c0", IfName: "eth0", Netns: nstest.New(t).Path(), Held: true})
 	if n := routes(); n != 2 {
 		t.Fatalf("%d routes to the pod are left, want 2", n)
 	}

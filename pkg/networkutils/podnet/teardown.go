@@ -1,10 +1,12 @@
 package podnet
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 
 	"vpccni/pkg/networkutils/names"
@@ -22,9 +24,13 @@ type Remains struct {
 	// VLAN is the number of a branch ENI's VLAN, 0 for other pods. Its link on the trunk ENI is deleted, and with it
 	// the routes that lead there; rules go by its table.
 	VLAN int
-	// ContainerID and IfName say which sandbox a branch ENI's pod was. A VLAN link that serves another one stays, with all
-	// that belongs to it: Teardown then returns ErrNewerSandbox.
+	// ContainerID and IfName say which sandbox it was. A VLAN link that serves another one stays, with all that belongs to
+	// it: Teardown then returns ErrNewerSandbox. A veth that is another one's, of the same pod, is not Via.
 	ContainerID, IfName string
+	// Netns is the path of the sandbox's network namespace, if there is still one.
+	Netns string
+	// Held says that the addresses were this sandbox's until now: rules of theirs go whether or not there are routes.
+	Held bool
 	// Late says that the sandbox may have gone long ago: a VLAN link that does not say whom it serves stays then as well,
 	// and so do routes of the addresses.
 	Late bool
@@ -129,20 +135,32 @@ func deleteRules(ctx context.Context, host *conn, rules []message, replies []rep
 	return fmt.Errorf("more than %d rules: %s", maxRules, rules[0].what)
 }
 
-// teardownVia removes the routes that lead into a veth, and the rules of the addresses whose routes did.
+// teardownVia removes the routes that lead into a veth, and the rules of the addresses whose routes did, or which were the
+// sandbox's until now.
 func teardownVia(ctx context.Context, host *conn, remains Remains) error {
-	replies, err := host.send(ctx, []message{getLink(remains.Via)})
-	switch {
+	first := []message{getLink(remains.Via)}
+	if remains.Held {
+		first = append(first, deleteRulesOf(remains.Addresses...)...)
+	}
+	replies, err := host.send(ctx, first)
+	if err != nil {
+		return err
+	}
+	if err := deleteRules(ctx, host, first[1:], replies[1:]); err != nil {
+		return err
+	}
+	switch err := replies[0].err; {
+	case errors.Is(err, unix.ENODEV):
+		return nil // the kernel took the routes with the link
 	case err != nil:
 		return err
-	case errors.Is(replies[0].err, unix.ENODEV):
-		return nil // the kernel took the routes with the link
-	case replies[0].err != nil:
-		return replies[0].err
 	}
 	veth, err := parseVeth(replies[0].payload)
 	if err != nil {
 		return err
+	}
+	if !remains.own(ctx, veth, replies[0].payload) {
+		return nil // and here with the link that had this name
 	}
 	var rules []message
 	for _, addr := range remains.Addresses {
@@ -150,18 +168,55 @@ func teardownVia(ctx context.Context, host *conn, remains Remains) error {
 		if err != nil {
 			return err
 		}
-		if found {
-			rules = append(rules, deleteRuleTo(addr), deleteRuleFrom(addr))
+		if found && !remains.Held {
+			rules = append(rules, deleteRulesOf(addr)...)
 		}
 	}
 	if len(rules) == 0 {
 		return nil
 	}
-	replies, err = host.send(ctx, rules)
-	if err != nil {
+	if replies, err = host.send(ctx, rules); err != nil {
 		return err
 	}
 	return deleteRules(ctx, host, rules, replies)
+}
+
+func deleteRulesOf(addrs ...netip.Addr) []message {
+	var rules []message
+	for _, addr := range addrs {
+		rules = append(rules, deleteRuleTo(addr), deleteRuleFrom(addr))
+	}
+	return rules
+}
+
+// own tells whether a veth is the sandbox's, and not that of the next one of the same pod: by the address that Setup gave
+// it or, since versions before this one left that to the kernel, by its other end.
+func (r Remains) own(ctx context.Context, veth vethIndexes, link []byte) bool {
+	if r.ContainerID == "" {
+		return true
+	}
+	mine := names.VethMAC(r.ContainerID, r.IfName, names.HostEnd)
+	for typ, value := range attributes(link[unix.SizeofIfInfomsg:]) {
+		if typ == unix.IFLA_ADDRESS && bytes.Equal(value, mine[:]) {
+			return true
+		}
+	}
+	netns, err := os.Open(r.Netns)
+	if err != nil {
+		return false // its veth went with it
+	}
+	defer netns.Close()
+	inPod, err := dialer{}.openIn(ctx, int(netns.Fd()), nil)
+	if err != nil {
+		return false
+	}
+	defer inPod.close()
+	answer, err := inPod.ask(ctx, getLink(r.IfName))
+	if err != nil {
+		return false
+	}
+	end, err := parseVeth(answer)
+	return err == nil && end.host == veth.pod && end.pod == veth.host
 }
 
 // families are those of the addresses, or both if there is none to tell.
