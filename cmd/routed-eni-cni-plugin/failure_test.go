@@ -146,3 +146,21 @@ func TestMalformedInput(t *testing.T) {
 		t.Errorf("ipamd was asked: %v %v", adds, dels)
 	}
 }
+
+// An ipamd that cannot record a release, and no room for a note either: the runtime has to try again. Once there is
+// room for the note the pod goes.
+func TestDelThatNobodyCouldRecord(t *testing.T) {
+	n := newNode(t, ipamdtest.Config{})
+	s := n.sandbox("c1", "web-0")
+	s.prevResult = n.mustRun("ADD", s)
+	n.ipamd.Configure(func(c *ipamdtest.Config) { c.DelError = "Storage: the release could not be recorded: no space left on device" })
+	mend := n.breakNote("c1")
+	if code, message := n.mustFail("DEL", s); code != 11 || !strings.Contains(message, "no space left") {
+		t.Errorf("%d %s", code, message)
+	}
+	mend()
+	n.mustRun("DEL", s)
+	if notes := n.notes(); len(notes) != 1 {
+		t.Errorf("notes %v", notes)
+	}
+}

@@ -27,7 +27,7 @@ var previousResults = []struct {
 }
 
 // predecessor lays on the host what those versions made for such a pod, and returns the state of a host without it.
-func (n *node) predecessor(vlan int, multiNIC bool) (bare string) {
+func (n *node) predecessor(netns string, vlan int, multiNIC bool) (bare string) {
 	n.Helper()
 	ip := func(args string) { n.Helper(); n.host.Run("ip", strings.Fields(args)...) }
 	pod := func(index, table int, addr string) {
@@ -45,9 +45,9 @@ func (n *node) predecessor(vlan int, multiNIC bool) (bare string) {
 			ip(fmt.Sprintf("%s rule add from %s%s lookup %d prio 1536", family, addr, to, table))
 		}
 	}
-	for _, index := range []int{0, 1} {
+	for index, inside := range []string{"eth0", "mNicIf1"} {
 		veth := names.HostVeth("eni", "default", "sample-pod", index)
-		ip("link add " + veth + " type veth peer name peer" + fmt.Sprint(index))
+		ip("link add " + veth + " type veth peer name " + inside + " netns " + netns)
 		ip("link set " + veth + " up")
 	}
 	bare = n.state()
@@ -94,8 +94,8 @@ func TestDelOfThePredecessorsPods(t *testing.T) {
 		t.Run(tt.file, func(t *testing.T) {
 			// All that is known is in prevResult.
 			n := newNode(t, ipamdtest.Config{DelError: "another version's"})
-			bare := n.predecessor(tt.vlan, tt.multiNIC)
 			s := n.previous(tt.file)
+			bare := n.predecessor(s.netns, tt.vlan, tt.multiNIC)
 			if tt.vlan != 0 {
 				// A late DEL: the VLAN may be a newer sandbox's.
 				late := s

@@ -43,7 +43,7 @@ func TestSyscallsOfAddAndDel(t *testing.T) {
 		}
 		// strace does not know the pod's socket for rtnetlink's: it prints 0x300 for NLM_F_DUMP there.
 		batches := len(regexp.MustCompile(`sendto\(\d+, \[+\{nlmsg_len`).FindAllString(calls, -1))
-		if want := map[string]int{"ADD": 3, "DEL": 1}[command]; batches != want {
+		if want := map[string]int{"ADD": 3, "DEL": 2}[command]; batches != want {
 			t.Errorf("%s: %d batches of netlink messages, want %d\n%s", command, batches, want, calls)
 		}
 	}

@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
+	"vpccni/cmd/routed-eni-cni-plugin/onecall"
 	"vpccni/pkg/deadline"
 	"vpccni/pkg/delnote"
 	"vpccni/pkg/networkutils/podnet"
 
 	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
 )
 
 // delPatience is how long a DEL waits for ipamd: long enough for most restarts, short enough for a node that is being
@@ -43,7 +46,10 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 		since := time.Now()
 		c.log.Warn("deleted without ipamd", "err", err)
 		p.teardownPrevious(ctx, c)
-		leaveNote(ctx, c, since)
+		if noteErr := leaveNote(ctx, c, since); noteErr != nil && answered(err) {
+			// A full disk, mostly. An ipamd that lives will do it soon.
+			return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("del cmd: %v; no note for ipamd: %v", err, noteErr), "")
+		}
 		return nil
 	case !reply.success:
 		return errors.New("del cmd: failed to process delete request")
@@ -56,8 +62,11 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 	remains := remains(list)
 	if reply.vlan != 0 {
 		remains = c.branchRemains(int(reply.vlan), remains.Addresses)
+		err = podnet.Teardown(ctx, remains)
+	} else {
+		err = c.teardown(ctx, list)
 	}
-	switch err := podnet.Teardown(ctx, remains); {
+	switch {
 	case errors.Is(err, podnet.ErrNewerSandbox):
 		c.log.Info("nothing to delete: the branch ENI may serve a newer sandbox", "vlan", remains.VLAN)
 		return nil
@@ -74,9 +83,47 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 	return nil
 }
 
-// leaveNote tells ipamd, for when it is back, since when the pod is gone. Without the note it finds at its next start
-// that the pod has no interface, so a pod's DEL does not fail for it either.
-func leaveNote(ctx context.Context, c *call, since time.Time) {
+// teardown removes the host's routes to addresses that the sandbox held until ipamd's answer, as far as they lead into
+// veths of its own: should this process be stopped now, they may be another pod's when it goes on.
+func (c *call) teardown(ctx context.Context, list []allocation) error {
+	var failed error
+	prev := c.previous()
+	for _, iface := range c.interfaces(list, false) {
+		r := podnet.Remains{Via: iface.HostVeth, ContainerID: c.args.ContainerID, IfName: iface.Name, Netns: c.args.Netns, Held: true}
+		for _, p := range addresses(iface.Address, iface.Address6) {
+			r.Addresses = append(r.Addresses, p.Addr())
+		}
+		failed = errors.Join(failed, podnet.Teardown(ctx, r))
+		// The prefix of veths' names may have been another one when the pod was set up.
+		if was := prev.hostVeth(iface.Address); was != "" && was != r.Via {
+			r.Via = was
+			failed = errors.Join(failed, podnet.Teardown(ctx, r))
+		}
+	}
+	return failed
+}
+
+// hostVeth is the veth by which an address was reached; empty if that is not known.
+func (p *previous) hostVeth(addr netip.Prefix) string {
+	if p != nil {
+		for _, iface := range p.interfaces {
+			if iface.address == addr {
+				return iface.hostVeth
+			}
+		}
+	}
+	return ""
+}
+
+// answered tells whether an error is ipamd's own, and not that it was not reached.
+func answered(err error) bool {
+	code := onecall.CodeOf(err)
+	return code != onecall.Unavailable && code != onecall.DeadlineExceeded
+}
+
+// leaveNote tells ipamd, for when it is back, since when the pod is gone. Without the note it finds by itself that the
+// pod has no interface, so a pod's DEL does not fail for it while ipamd is away.
+func leaveNote(ctx context.Context, c *call, since time.Time) error {
 	err := deadline.Err(ctx) // after it the runtime may be at the pod's next sandbox
 	if err == nil {
 		err = delnote.Node.Write(delnote.Note{Key: c.noteKey(), Namespace: c.pod.namespace(), Pod: c.pod.name(), Time: since})
@@ -84,6 +131,7 @@ func leaveNote(ctx context.Context, c *call, since time.Time) {
 	if err != nil {
 		c.log.Warn("no note for ipamd: the address stays allocated for longer", "err", err)
 	}
+	return err
 }
 
 // takeNoteBack makes sure that no note of an earlier DEL says that the sandbox is gone. It fails after the deadline,
@@ -111,7 +159,8 @@ func (p *Plugin) teardownPrevious(ctx context.Context, c *call) {
 		return
 	}
 	for _, iface := range prev.interfaces {
-		remains := podnet.Remains{Addresses: iface.addrs(), Via: iface.hostVeth}
+		remains := podnet.Remains{Addresses: iface.addrs(), Via: iface.hostVeth,
+			ContainerID: c.args.ContainerID, IfName: iface.name, Netns: c.args.Netns}
 		if err := podnet.Teardown(ctx, remains); err != nil {
 			c.log.Warn("routes of the pod are left", "ips", remains.Addresses, "err", err)
 		}
