@@ -67,58 +67,18 @@ func TestNoConnectionIsLostWhenTheLocalRuleMoves(t *testing.T) {
 	v.noneDropped()
 }
 
-// branch is a pod with a branch ENI as the plugin wires it in strict mode, on a link that stands for the trunk's VLAN.
-func (v *vpc) branch(p plan, addr, gateway string) *nstest.NS {
-	v.t.Helper()
-	pod, v6 := nstest.New(v.t), ""
-	if p.name == "ip6" {
-		v6 = "-6"
-	}
-	v.Run("sh", "-e", "-c", fmt.Sprintf(`
-		ip link add vlan.eth.5 address 02:00:00:00:00:55 type veth peer name rv netns %[1]s
-		ip link add vlan0000000000c address 02:00:00:00:01:01 type veth peer name eth0 address 02:00:00:00:01:02 netns %[2]s
-		ip link set vlan.eth.5 up; ip link set vlan0000000000c up
-		ip neigh add %[3]s lladdr 02:00:00:00:01:02 dev vlan0000000000c
-		ip %[5]s route add %[4]s dev vlan.eth.5 table 105
-		ip %[5]s route add default via %[4]s dev vlan.eth.5 table 105
-		ip %[5]s route add %[3]s dev vlan0000000000c table 105
-		ip %[5]s rule add priority 10 iif vlan.eth.5 lookup 105
-		ip %[5]s rule add priority 10 iif vlan0000000000c lookup 105`, v.router.Path(), pod.Path(), addr, gateway, v6))
-	v.router.Run("sh", "-e", "-c", fmt.Sprintf(`
-		ip link set rv up; ip address add %[1]s dev rv; ip %[3]s route add %[2]s dev rv; ip neigh add %[2]s lladdr 02:00:00:00:00:55 dev rv
-		nft 'add counter ip vpc branch; add rule ip vpc source_check iifname rv counter name branch'
-		nft 'add counter ip6 vpc branch; insert rule ip6 vpc source_check iifname rv ip6 saddr != fe80::/10 counter name branch'`,
-		map[string]string{"ip": gateway + "/32", "ip6": gateway + "/64 nodad"}[p.name], addr, v6))
-	inPod := map[string]string{"ip": "169.254.1.1", "ip6": "fe80::1"}[p.name]
-	pod.Run("sh", "-e", "-c", fmt.Sprintf(`
-		echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad
-		ip link set eth0 up; ip address add %[1]s dev eth0
-		ip %[3]s route add %[2]s dev eth0; ip %[3]s route add default via %[2]s dev eth0
-		ip neigh add %[2]s lladdr 02:00:00:00:01:01 dev eth0`, addr, inPod, v6))
-	serve(v.t, pod, on(addr, 80))
-	return pod
-}
-
 // In strict mode all that a branch ENI's pod sends and gets passes the VPC, the node's packets too. It stays so for as
 // long as there is such a pod, whatever the mode is by then.
 func TestStrictPodsPacketsPassTheVPC(t *testing.T) {
-	for _, c := range []struct {
-		plan
-		addr, gateway string
-		config        func(*vpc) Config
-	}{
-		{plan4, "10.0.3.200", "10.0.3.1", (*vpc).config},
-		{plan6, "2001:db8:10:3::200", "fe80:ec2::1", (*vpc).config6},
-	} {
+	for _, c := range branchPods {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			v := newVPC(t, 0)
 			// What the init container does for such pods (DISABLE_TCP_EARLY_DEMUX): their packets to the node are to be
 			// forwarded, and the kernel forwards none that it has found a socket for.
 			v.Run("sh", "-c", "echo 0 > /proc/sys/net/ipv4/tcp_early_demux")
-			family := map[string]string{"ip": "-4", "ip6": "-6"}[c.name]
 			v.applyTwice(with(c.config(v), func(cfg *Config) { cfg.BranchPods = BranchStrict }))
-			pod := v.branch(c.plan, c.addr, c.gateway)
+			pod := v.branch(c, BranchStrict)
 			passed := "0"
 			passes := func(what string, ns *nstest.NS, from, to string) {
 				t.Helper()
@@ -138,12 +98,12 @@ func TestStrictPodsPacketsPassTheVPC(t *testing.T) {
 				passes("pod to a pod on eth1", pod, c.addr, c.pod1)
 			}
 			v.applyTwice(c.config(v))
-			if rules := v.Run("ip", family, "rule"); strings.Contains(rules, "\n0:\t") || strings.HasPrefix(rules, "0:\tfrom all") || !strings.Contains(rules, "20:\tfrom all lookup local") {
+			if rules := v.Run("ip", c.flag(), "rule"); strings.Contains(rules, "\n0:\t") || strings.HasPrefix(rules, "0:\tfrom all") || !strings.Contains(rules, "20:\tfrom all lookup local") {
 				t.Errorf("the local rule went home while there is a strict pod:\n%s", rules)
 			}
-			v.Run("sh", "-c", fmt.Sprintf("while ip %s rule delete priority 10 2>/dev/null; do :; done", family))
+			v.Run("sh", "-c", fmt.Sprintf("while ip %s rule delete priority 10 2>/dev/null; do :; done", c.flag()))
 			v.applyTwice(c.config(v))
-			if rules := v.Run("ip", family, "rule"); !strings.HasPrefix(rules, "0:\tfrom all lookup local\n512:") {
+			if rules := v.Run("ip", c.flag(), "rule"); !strings.HasPrefix(rules, "0:\tfrom all lookup local\n512:") {
 				t.Errorf("the local rule did not go home after the last strict pod:\n%s", rules)
 			}
 			v.noneDropped()
