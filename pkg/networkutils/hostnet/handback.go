@@ -36,32 +36,33 @@ func (h *Host) HandBack(ctx context.Context, marks bool) (HandedBack, error) {
 	}
 	defer func() { _ = conn.Close() }()
 	var errs []error
+	links := make(map[int]bool) // of pods, which may have addresses of both families
 	for _, f := range families {
-		one, err := h.handBack(conn, f, marks)
-		done.Pods += one.Pods
-		done.Marks = done.Marks || one.Marks
+		there, err := h.handBack(conn, f, marks, links)
+		done.Marks = done.Marks || marks && there
 		errs = append(errs, err)
 	}
+	done.Pods = len(links)
 	return done, errors.Join(errs...)
 }
 
-func (h *Host) handBack(conn *nfttable.Conn, f *family, marks bool) (HandedBack, error) {
-	var done HandedBack
+// handBack does it for one family. It notes the links of the pods, and reports whether there was a table.
+func (h *Host) handBack(conn *nfttable.Conn, f *family, marks bool, links map[int]bool) (bool, error) {
 	table, err := conn.Read(f.nft, names.NFTable)
 	if err != nil {
-		return done, err
+		return false, err
 	}
 	routes, err := listRoutes(h.handle, f)
 	if err != nil {
-		return done, err
+		return false, err
 	}
 	rules, err := listRules(h.handle, f)
 	if err != nil {
-		return done, err
+		return false, err
 	}
 	tableOf, err := sources(table)
 	if err != nil {
-		return done, err
+		return false, err
 	}
 	var errs []error
 	for _, r := range routes {
@@ -72,10 +73,10 @@ func (h *Host) handBack(conn *nfttable.Conn, f *family, marks bool) (HandedBack,
 			errs = append(errs, fmt.Errorf("pod %s: %w", r.dst.Addr(), err))
 			continue
 		}
-		done.Pods++
+		links[r.link] = true
 	}
 	if len(errs) > 0 {
-		return done, errors.Join(errs...) // what pods need stays
+		return false, errors.Join(errs...) // what pods need stays
 	}
 	for _, r := range rules {
 		if r.protocol != names.RuleProtocol || !r.ours(nil) && !r.ofLocal() {
@@ -95,11 +96,10 @@ func (h *Host) handBack(conn *nfttable.Conn, f *family, marks bool) (HandedBack,
 			errs = append(errs, deleteRoute(h.handle, r))
 		}
 	}
-	done.Marks = marks && table != nil
 	if !marks && table != nil {
 		errs = append(errs, handBackTable(conn, table))
 	}
-	return done, errors.Join(errs...)
+	return table != nil, errors.Join(errs...)
 }
 
 // handBackTable removes the table but for the rules of egress ranges: the other CNI makes its own for pods that come later
