@@ -55,7 +55,7 @@ func (v *vpc) branch(p branchPod, mode BranchMode) *nstest.NS {
 	gateway := map[string]string{"ip": "169.254.1.1", "ip6": "fe80::1"}[p.name]
 	pod.Run("sh", "-e", "-c", fmt.Sprintf(`
 		echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad
-		ip link set eth0 up; ip address add %[1]s dev eth0
+		ip link set eth0 up; ip %[3]s address add %[1]s dev eth0 $([ "%[3]s" = -4 ] || echo nodad)
 		ip %[3]s route add %[2]s dev eth0; ip %[3]s route add default via %[2]s dev eth0
 		ip neigh add %[2]s lladdr 02:00:00:00:01:01 dev eth0`, p.addr, gateway, p.flag()))
 	serve(v.t, pod, on(p.addr, 80))

@@ -91,7 +91,7 @@ func newVPC(t *testing.T, rpFilterAll int) *vpc {
 	p := plan6
 	v.router.Run("sh", "-e", "-c", fmt.Sprintf(`
 		echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
-		for a in %s %s; do ip -6 address add $a/128 dev lo; done
+		for a in %s %s; do ip -6 address add $a/128 dev lo nodad; done
 		for r in r0 r1; do ip -6 address add fe80:ec2::1/64 dev $r nodad; done
 		enter() { ip -6 route add $1 dev $2; ip -6 neigh add $1 lladdr $3 dev $2; }
 		for a in %s %s; do enter $a r0 %s; done
