@@ -289,7 +289,7 @@ func TestConflist(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			text, err := conflist(tc.env, tc.portmap)
+			text, err := networkList(tc.env, tc.portmap)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -10,9 +10,9 @@ import (
 	manifests "vpccni/config"
 )
 
-// conflist renders the shipped template as the container's entrypoint does with this environment. It leaves out
+// networkList renders the shipped template as the container's entrypoint does with this environment. It leaves out
 // egress-cni, which this version does not have, and portmap where there is no such binary.
-func conflist(env map[string]string, portmap bool) ([]byte, error) {
+func networkList(env map[string]string, portmap bool) ([]byte, error) {
 	text := manifests.Conflist
 	for placeholder, value := range map[string]string{
 		"__VETHPREFIX__":         cmp.Or(env["AWS_VPC_K8S_CNI_VETHPREFIX"], "eni"),

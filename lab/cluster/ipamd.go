@@ -20,6 +20,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"vpccni/lab/node"
+	"vpccni/pkg/conflist"
 	"vpccni/pkg/networkutils/names"
 )
 
@@ -85,18 +86,11 @@ func ended(d *node.Daemon) bool {
 
 func (n *Node) writeConflist(env map[string]string) error {
 	_, err := os.Stat(n.disk(cniBin, portmapBinary))
-	text, err := conflist(env, err == nil)
+	text, err := networkList(env, err == nil)
 	if err != nil {
 		return err
 	}
-	path := n.disk(names.ConflistFile)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(path+".tmp", text, 0o644); err != nil {
-		return err
-	}
-	return os.Rename(path+".tmp", path)
+	return conflist.Install(n.disk(names.ConflistFile), text)
 }
 
 // waitHealthy asks as kubelet's probe does, until ipamd says that it serves, ends, or takes too long.
