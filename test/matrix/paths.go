@@ -91,7 +91,8 @@ type cell struct {
 	to         netip.AddrPort
 	server     string
 	source     netip.Addr
-	cannot     string // why it cannot run in this set-up
+	bind       netip.Addr // the address to ask from; zero leaves it to the kernel
+	cannot     string     // why it cannot run in this set-up
 }
 
 // service is a Service with one endpoint, so that it is clear who has to answer.
@@ -211,6 +212,8 @@ func (b *builder) inside() {
 		b.add("pod → node", from, w.n3, from.addr)
 		b.to("pod → node", "n1's eth1 address", from, netip.AddrPortFrom(w.own[1], probePort), w.n1.name, from.addr)
 	}
+	own := netip.AddrPortFrom(w.onPrem.addr, probePort)
+	b.to("node → on-prem, from eth1's address", w.onPrem.label, w.n1, own, w.onPrem.name, w.own[1]).bind = w.own[1]
 	b.to("node → node", "n1's eth1 address", w.n2, netip.AddrPortFrom(w.own[1], probePort), w.n1.name, w.n2.addr)
 }
 

@@ -110,15 +110,19 @@ func (b *bed) run(ctx context.Context, list []cell) []outcome {
 // check asks over UDP and TCP, once each, and wants the right server to answer and to have seen the right source.
 func (b *bed) check(ctx context.Context, c cell) (string, error) {
 	do := b.do[c.from.name]
+	opts := []probe.Option{probe.Timeout(checkTimeout)}
+	if c.bind.IsValid() {
+		opts = append(opts, probe.From(c.bind))
+	}
 	var errs []error
-	udp, err := probe.UDP(ctx, do, c.to, 512, probe.Timeout(checkTimeout))
+	udp, err := probe.UDP(ctx, do, c.to, 512, opts...)
 	if err == nil {
 		err = c.judge(udp)
 	}
 	if err != nil {
 		errs = append(errs, fmt.Errorf("udp: %w", err))
 	}
-	tcp, err := probe.TCP(ctx, do, c.to, 1024, probe.Timeout(checkTimeout))
+	tcp, err := probe.TCP(ctx, do, c.to, 1024, opts...)
 	if err == nil {
 		err = c.judge(tcp)
 	}
