@@ -16,10 +16,10 @@ const (
 	// atOnce is how many checks of a lab run at the same time.
 	atOnce = 8
 	// setUpTimeout bounds one lab with all its checks.
-	setUpTimeout = 4 * time.Minute
-	// A lost packet must show, so nothing is asked twice; TCP repeats a SYN by itself after one and after three seconds,
-	// which is why its first answer is waited for less long than that.
-	checkTimeout = 5 * time.Second
+	setUpTimeout = 6 * time.Minute
+	// A lost packet must show, so nothing is asked twice: TCP repeats by itself, UDP does not. An answer takes less than a
+	// millisecond, and much longer on a machine that has too much to do.
+	checkTimeout = 15 * time.Second
 )
 
 // The results of a cell.
