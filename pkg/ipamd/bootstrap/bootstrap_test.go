@@ -132,8 +132,17 @@ func TestSettings(t *testing.T) {
 		t.Errorf("ADD_WAIT_TIMEOUT=0 waits %v", s.AddWait)
 	}
 	if h := s.Host; !h.ExternalSNAT || h.SNATRandom != hostnet.SNATRandomHash || h.PrimaryMark != 0x80 || h.ENIMask != 0x7f ||
-		h.VethPrefix != "eni" || h.MTU != 9001 || !h.NodePort {
+		h.VethPrefix != "eni" || h.MTU != 9001 || !h.NodePort || h.IPv6 || h.BranchPods != hostnet.BranchOff {
 		t.Errorf("%+v", h)
+	}
+	for mode, want := range map[config.SecurityGroupMode]hostnet.BranchMode{
+		config.SecurityGroupStrict: hostnet.BranchStrict, config.SecurityGroupStandard: hostnet.BranchStandard,
+	} {
+		c := cfg
+		c.PodENI, c.SecurityGroupMode, c.IPv4, c.IPv6 = true, mode, false, true
+		if h := Settings(c, nitro, slog.New(slog.DiscardHandler)).Host; h.BranchPods != want || h.IPv4 || !h.IPv6 {
+			t.Errorf("%s: %+v", mode, h)
+		}
 	}
 	if s.Targets.Prefixes {
 		t.Error("prefixes although nobody asked for them")

@@ -25,7 +25,9 @@ func Settings(c config.Config, limits awsutils.Limits, log *slog.Logger) ipamd.S
 		ClusterName:        c.ClusterName,
 		ENITags:            c.AdditionalENITags,
 		Host: hostnet.Config{
-			IPv4:                 true,
+			IPv4:                 c.IPv4,
+			IPv6:                 c.IPv6,
+			BranchPods:           branchPods(c),
 			ExcludeSNATCIDRs:     c.ExcludeSNATCIDRs,
 			ExternalServiceCIDRs: c.ExternalServiceCIDRs,
 			ExternalSNAT:         c.ExternalSNAT,
@@ -47,6 +49,17 @@ func Settings(c config.Config, limits awsutils.Limits, log *slog.Logger) ipamd.S
 	// The proportions of warmpool's defaults, which POOL_SHRINK_DELAY's default gives.
 	s.Targets.MinENIAge, s.Targets.ShrinkDelay, s.Targets.RemovePace = c.ShrinkDelay, c.ShrinkDelay/2, c.ShrinkDelay/6
 	return s
+}
+
+func branchPods(c config.Config) hostnet.BranchMode {
+	switch {
+	case !c.PodENI:
+		return hostnet.BranchOff
+	case c.SecurityGroupMode == config.SecurityGroupStandard:
+		return hostnet.BranchStandard
+	default:
+		return hostnet.BranchStrict
+	}
 }
 
 var snatRandom = map[config.SNATRandom]hostnet.SNATRandom{

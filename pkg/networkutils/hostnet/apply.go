@@ -276,8 +276,11 @@ func (a *apply) addresses() error {
 			err := a.h.handle.AddrAdd(linkRef(l), &netlink.Addr{
 				IPNet: ipNet(want.Prefix), Flags: familyOf(want.Prefix.Addr()).addressFlags,
 			})
-			if errors.Is(err, unix.EEXIST) { // since the list was made
+			switch {
+			case errors.Is(err, unix.EEXIST): // since the list was made
 				err = nil
+			case errors.Is(err, unix.EACCES) && want.Prefix.Addr().Is6():
+				err = fmt.Errorf("IPv6 is off, see net.ipv6.conf.%s.disable_ipv6, which the init container sets: %w", l.name, err)
 			}
 			a.write(KindAddress, fmt.Sprintf("add address %s to %s", want.Prefix, l.name), want.ENI, err)
 		}

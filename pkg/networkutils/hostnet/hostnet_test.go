@@ -361,6 +361,24 @@ func TestAbsentLinkBlocksNothingElse(t *testing.T) {
 	n.applyTwice(cfg)
 }
 
+// IPv6's settings are not this package's to write: it says which one is wrong.
+func TestIPv6IsOffOnALink(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, 3)
+	n.Run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/eth1/disable_ipv6")
+	cfg := config(with6(primaryENI("10.0.1.11")), with6(secondaryENI(1, "10.0.1.31"), "2001:db8:10:1:b::/80"), with6(secondaryENI(2, "100.64.2.11")))
+	cfg.IPv4, cfg.IPv6 = true, true
+	report := n.apply(cfg)
+	if why := report.NotReady["eni-1"]; len(report.NotReady) != 1 || why == nil || !strings.Contains(why.Error(), "net.ipv6.conf.eth1.disable_ipv6") {
+		t.Fatalf("NotReady = %v, want eni-1 because of the setting", report.NotReady)
+	}
+	n.Run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/eth1/disable_ipv6")
+	if report := n.apply(cfg); len(report.NotReady) != 0 {
+		t.Fatalf("NotReady = %v", report.NotReady)
+	}
+	n.applyTwice(cfg)
+}
+
 // onWrite is a log handler that calls a function at the first write.
 type onWrite struct {
 	slog.Handler

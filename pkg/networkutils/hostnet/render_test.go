@@ -1,6 +1,7 @@
 package hostnet
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -10,6 +11,136 @@ import (
 
 	"vpccni/pkg/networkutils/names"
 )
+
+// randomConfig is a Config of any families, ENIs and settings, with at most so many addresses and prefixes per ENI.
+func randomConfig(r *rand.Rand, pool int) Config {
+	maybe := func() bool { return r.IntN(2) == 0 }
+	cfg := config()
+	cfg.IPv4, cfg.IPv6 = maybe(), maybe()
+	four, six := slices.Contains(cfg.families(), ipv4), cfg.IPv6
+	cfg.NodePort, cfg.ExternalSNAT, cfg.BranchPods = maybe(), maybe(), BranchMode(r.IntN(3))
+	for device := range 1 + r.IntN(15) {
+		e := ENI{
+			ID: fmt.Sprintf("eni-%d", device), MAC: mac(device), Device: device, Primary: device == 0, Trunk: maybe() && device > 0,
+			Address:    netip.AddrFrom4([4]byte{10, byte(device), 0, 10}),
+			SubnetCIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(device), 0, 0}), 16),
+		}
+		if six && maybe() {
+			e = with6(e)
+		}
+		for i := range r.IntN(pool + 1) {
+			if four {
+				a := netip.AddrFrom4([4]byte{10, byte(device), byte(1 + i/16), byte(i % 16 * 16)})
+				e.Pool = append(e.Pool, netip.PrefixFrom(a, 28+4*r.IntN(2)))
+			}
+			if six {
+				a := netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, byte(device), 1, 0, 0, byte(1 + i/256), byte(i)})
+				e.Pool = append(e.Pool, netip.PrefixFrom(a, 80+48*r.IntN(2)))
+			}
+		}
+		cfg.ENIs = append(cfg.ENIs, e)
+	}
+	return cfg
+}
+
+// Whatever the number of pods, a family has at most eight rules, the kernel's own included, and two for each ENI. What
+// packets meet in nftables does not grow with addresses either, but for elements of sets.
+func TestRulesDoNotGrowWithPods(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	for n := range 300 {
+		cfg := randomConfig(rand.New(rand.NewPCG(seed, uint64(n))), 64)
+		d, err := Render(cfg)
+		if err != nil || len(d.Unfit) > 0 {
+			t.Fatalf("config %d: %v %v", n, err, d.Unfit)
+		}
+		for _, f := range cfg.families() {
+			rules := 3 // local, main, default
+			for _, r := range d.Rules {
+				if r.family() == f {
+					rules++
+				}
+			}
+			if f.v6 && cfg.BranchPods == BranchStrict {
+				rules++ // see diffLocal
+			}
+			if most := 8 + 2*len(cfg.ENIs); rules > most {
+				t.Errorf("config %d: %d rules of %s, want at most %d:\n%s", n, rules, f.name, most, d)
+			}
+		}
+		few := cfg
+		few.ENIs = slices.Clone(cfg.ENIs)
+		for i, e := range few.ENIs { // one address of each family that it has
+			few.ENIs[i].Pool = nil
+			for _, f := range families {
+				if own := f.of(e.Pool); len(own) > 0 {
+					few.ENIs[i].Pool = append(few.ENIs[i].Pool, own[0])
+				}
+			}
+		}
+		less, err := Render(few)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(less.Rules, d.Rules) {
+			t.Errorf("config %d: rules depend on the number of addresses:\n%v\n%v", n, d.Rules, less.Rules)
+		}
+		for i := range d.Filters {
+			if !reflect.DeepEqual(less.Filters[i].Table.Chains, d.Filters[i].Table.Chains) {
+				t.Errorf("config %d: chains depend on the number of addresses", n)
+			}
+		}
+	}
+}
+
+// What is wrong with an ENI's part in IPv6 leaves it out as anything else does; what is not there is no fault.
+func TestRenderOfIPv6(t *testing.T) {
+	base := func(e ENI) Config {
+		cfg := config(with6(primaryENI("10.0.1.11"), "2001:db8:10:1:a::/80"), e)
+		cfg.IPv4, cfg.IPv6 = true, true
+		return cfg
+	}
+	fine := with6(secondaryENI(2, "100.64.2.11"), "2001:db8:10:2:b::/80")
+	for _, c := range []struct {
+		name   string
+		change func(*ENI)
+		want   string // "": nothing is wrong
+	}{
+		{"as it should be", func(*ENI) {}, ""},
+		{"no IPv6", func(e *ENI) { e.Address6, e.SubnetCIDR6, e.Pool = netip.Addr{}, netip.Prefix{}, e.Pool[:1] }, ""},
+		{"prefix alone", func(e *ENI) { e.Address6, e.SubnetCIDR6 = netip.Addr{}, netip.Prefix{} }, ""},
+		{"IPv4 as IPv6", func(e *ENI) { e.Address6 = netip.MustParseAddr("10.0.0.1") }, "not global IPv6"},
+		{"link-local", func(e *ENI) { e.Address6 = netip.MustParseAddr("fe80::1") }, "not global IPv6"},
+		{"outside its subnet", func(e *ENI) { e.Address6 = netip.MustParseAddr("2001:db8:99::1") }, "not in subnet"},
+		{"own address in pool", func(e *ENI) { e.Pool = prefixes("2001:db8:10:2::/80") }, "contains the ENI's own address"},
+		{"another's pool", func(e *ENI) { e.Pool = prefixes("2001:db8:10:1:a::7") }, "overlaps 2001:db8:10:1:a::/80 of eni-0"},
+		{"address of another", func(e *ENI) {
+			e.Address6, e.SubnetCIDR6 = netip.MustParseAddr("2001:db8:10:1::10"), netip.MustParsePrefix("2001:db8:10:1::/64")
+		}, "overlaps 2001:db8:10:1::10/128 of eni-0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := fine
+			e.Pool = slices.Clone(fine.Pool)
+			c.change(&e)
+			d, err := Render(base(e))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := errorOf(d.Unfit); (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
+				t.Errorf("unfit: %q, want %q", got, c.want)
+			}
+		})
+	}
+	if _, err := Render(with(base(fine), func(c *Config) { c.VPCCIDRs = nil })); err == nil {
+		t.Error("no range of the VPC is known, and pods have IPv4")
+	}
+	if _, err := Render(with(base(ENI{}), func(c *Config) {
+		c.IPv4, c.VPCCIDRs, c.ENIs = false, nil, []ENI{{ID: "eni-0", MAC: mac(0), Primary: true}}
+	})); err != nil {
+		t.Errorf("IPv6 pods on an ENI without an address: %v", err)
+	}
+}
 
 func TestRenderRefuses(t *testing.T) {
 	good := config(primaryENI("10.0.1.11"), secondaryENI(1, "10.0.1.31"))

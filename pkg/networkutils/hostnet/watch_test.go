@@ -87,7 +87,8 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(host.Close)
-	cfg := config(primaryENI("10.0.1.11"), secondaryENI(1, "10.0.1.31"), secondaryENI(2, "100.64.2.11"))
+	cfg := config(primaryENI("10.0.1.11"), with6(secondaryENI(1, "10.0.1.31"), "2001:db8:10:1:b::/80"), with6(secondaryENI(2, "100.64.2.11")))
+	cfg.IPv4, cfg.IPv6 = true, true
 	if _, err := host.Apply(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -133,11 +134,18 @@ func TestWatch(t *testing.T) {
 		{"echo 1 > /proc/sys/net/ipv4/conf/eth1/rp_filter", "link setting"},
 		{"nft flush chain ip vpc-cni prerouting", "nftables table vpc-cni"},
 		{"nft delete table ip vpc-cni", "nftables table vpc-cni"},
+		{"ip -6 rule delete priority 512", "rule at priority 512"},
+		{"ip -6 route flush table 2", "route in table 2"},
+		{"ip -6 route flush table 5121", "route in table 5121"},
+		{"ip -6 address flush dev eth2 scope global", "address"},
+		{"ip -6 route add default via fe80::77 dev eth1 proto ra metric 100", "route in table main"},
+		{"nft delete table ip6 vpc-cni", "nftables table vpc-cni"},
 	} {
 		// Pods come and go, and other programs work, without a call.
 		n.Run("sh", "-e", "-c", `
 			ip link add eniaaaaaaaaaaa type veth peer name pod; ip link set eniaaaaaaaaaaa up
 			ip route add 10.0.1.11 dev eniaaaaaaaaaaa scope link table 5120
+			ip -6 route add 2001:db8:10:1:b::1 dev eniaaaaaaaaaaa table 5120
 			ip link delete eniaaaaaaaaaaa
 			ip rule add priority 700 lookup 77; ip rule delete priority 700
 			nft add table ip other; nft delete table ip other`)
