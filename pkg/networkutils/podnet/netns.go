@@ -19,10 +19,11 @@ import (
 type sysctl struct{ path, value string }
 
 // hostSysctls keep a pod from configuring the host through router advertisements and redirects on its veth. They must
-// be written before the link is up.
+// be written before the link is up. The link's own forwarding setting is left to the node: where it is on, the kernel
+// listens to routers even less, it does not decide what is forwarded, and a write to it waits for the routing lock.
 func hostSysctls(veth string, v6 bool) []sysctl {
 	dir := "net/ipv6/conf/" + veth + "/"
-	settings := []sysctl{{dir + "accept_ra", "0"}, {dir + "accept_redirects", "0"}, {dir + "forwarding", "0"}}
+	settings := []sysctl{{dir + "accept_ra", "0"}, {dir + "accept_redirects", "0"}}
 	if v6 {
 		// The host asks for the pod's address from its link-local address, and cannot while that is tentative.
 		settings = append(settings, sysctl{dir + "accept_dad", "0"})
