@@ -275,21 +275,26 @@ func TestClustersSideBySide(t *testing.T) {
 
 func TestConflist(t *testing.T) {
 	t.Parallel()
+	v6 := netip.MustParseAddr("2001:db8::10")
 	for _, tc := range []struct {
-		name    string
-		env     map[string]string
-		portmap bool
-		want    string // types, mtu, prefix of veths, source check
+		name string
+		env  map[string]string
+		node netip.Addr
+		have installed
+		want string // types, mtu, prefix of veths, source check; of egress-cni enabled and nodeIP
 	}{
-		{"defaults", nil, true, "aws-cni portmap 9001 eni strict"},
-		{"no portmap", nil, false, "aws-cni 9001 eni strict"},
-		{"environment", map[string]string{"AWS_VPC_ENI_MTU": "1500", "AWS_VPC_K8S_CNI_VETHPREFIX": "pod"}, false, "aws-cni 1500 pod strict"},
-		{"pod mtu first", map[string]string{"AWS_VPC_ENI_MTU": "1500", "POD_MTU": "1400"}, false, "aws-cni 1400 eni strict"},
-		{"source check", map[string]string{"POD_SOURCE_CHECK": "pod"}, false, "aws-cni 9001 eni pod"},
+		{name: "defaults", have: installed{true, true}, want: "aws-cni egress-cni portmap 9001 eni strict false"},
+		{name: "nothing else", want: "aws-cni 9001 eni strict"},
+		{name: "environment", env: map[string]string{"AWS_VPC_ENI_MTU": "1500", "AWS_VPC_K8S_CNI_VETHPREFIX": "pod"}, want: "aws-cni 1500 pod strict"},
+		{name: "pod mtu first", env: map[string]string{"AWS_VPC_ENI_MTU": "1500", "POD_MTU": "1400"}, want: "aws-cni 1400 eni strict"},
+		{name: "source check", env: map[string]string{"POD_SOURCE_CHECK": "pod"}, want: "aws-cni 9001 eni pod"},
+		{name: "egress", env: map[string]string{"ENABLE_V6_EGRESS": "true"}, node: v6, have: installed{egress: true}, want: "aws-cni egress-cni 9001 eni strict true 2001:db8::10"},
+		{name: "egress without an address", env: map[string]string{"ENABLE_V6_EGRESS": "true"}, have: installed{egress: true}, want: "aws-cni egress-cni 9001 eni strict false"},
+		{name: "no egress", node: v6, have: installed{egress: true}, want: "aws-cni egress-cni 9001 eni strict false"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			text, err := networkList(tc.env, tc.portmap)
+			text, err := networkList(tc.env, tc.node, tc.have)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -297,7 +302,7 @@ func TestConflist(t *testing.T) {
 				CNIVersion   string
 				Name         string
 				DisableCheck bool
-				Plugins      []struct{ Type, MTU, VethPrefix, PodSourceCheck string }
+				Plugins      []struct{ Type, MTU, VethPrefix, PodSourceCheck, Enabled, NodeIP string }
 			}
 			if err := json.Unmarshal(text, &list); err != nil {
 				t.Fatal(err)
@@ -307,6 +312,11 @@ func TestConflist(t *testing.T) {
 				got = append(got, p.Type)
 			}
 			got = append(got, list.Plugins[0].MTU, list.Plugins[0].VethPrefix, list.Plugins[0].PodSourceCheck)
+			for _, p := range list.Plugins {
+				if p.Enabled != "" {
+					got = append(got, strings.TrimSpace(p.Enabled+" "+p.NodeIP))
+				}
+			}
 			if strings.Join(got, " ") != tc.want || list.CNIVersion != "0.4.0" || list.Name != "aws-cni" || !list.DisableCheck {
 				t.Errorf("%s", text)
 			}

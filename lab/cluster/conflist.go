@@ -5,14 +5,22 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 
 	manifests "vpccni/config"
 )
 
-// networkList renders the shipped template as the container's entrypoint does with this environment. It leaves out
-// egress-cni, which this version does not have, and portmap where there is no such binary.
-func networkList(env map[string]string, portmap bool) ([]byte, error) {
+// installed are the plugins of the template that a node has besides aws-cni.
+type installed struct{ egress, portmap bool }
+
+// networkList renders the shipped template as the container's entrypoint does with this environment, on a node with this IPv6
+// address (invalid: none). It leaves out plugins that are not there.
+func networkList(env map[string]string, node netip.Addr, have installed) ([]byte, error) {
+	enabled, nodeIP := "false", ""
+	if env["ENABLE_V6_EGRESS"] == "true" && node.IsValid() {
+		enabled, nodeIP = "true", node.String()
+	}
 	text := manifests.Conflist
 	for placeholder, value := range map[string]string{
 		"__VETHPREFIX__":         cmp.Or(env["AWS_VPC_K8S_CNI_VETHPREFIX"], "eni"),
@@ -21,6 +29,14 @@ func networkList(env map[string]string, portmap bool) ([]byte, error) {
 		"__PODSOURCECHECK__":     cmp.Or(env["POD_SOURCE_CHECK"], "strict"),
 		"__PLUGINLOGFILE__":      cmp.Or(env["AWS_VPC_K8S_PLUGIN_LOG_FILE"], pluginLog),
 		"__PLUGINLOGLEVEL__":     cmp.Or(env["AWS_VPC_K8S_PLUGIN_LOG_LEVEL"], "Debug"),
+
+		"__EGRESSPLUGINLOGFILE__":     cmp.Or(env["AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE"], egressLog),
+		"__EGRESSPLUGINENABLED__":     enabled,
+		"__EGRESSPLUGINIPAMSUBNET__":  "fd00::ac:00/118",
+		"__EGRESSPLUGINIPAMDST__":     "::/0",
+		"__EGRESSPLUGINIPAMDATADIR__": "/run/cni/v4pd/egress-v6-ipam",
+		"__RANDOMIZESNAT__":           cmp.Or(env["AWS_VPC_K8S_CNI_RANDOMIZESNAT"], "prng"),
+		"__NODEIP__":                  nodeIP,
 	} {
 		quoted, err := json.Marshal(value)
 		if err != nil {
@@ -42,7 +58,7 @@ func networkList(env map[string]string, portmap bool) ([]byte, error) {
 		if !ok {
 			return nil, errors.New("template of the conflist: a plugin is no object")
 		}
-		if kind := plugin["type"]; kind == "egress-cni" || kind == "portmap" && !portmap {
+		if kind := plugin["type"]; kind == "egress-cni" && !have.egress || kind == "portmap" && !have.portmap {
 			continue
 		}
 		kept = append(kept, plugin)

@@ -58,6 +58,11 @@ func (n *Node) StartIPAMD(ctx context.Context) error {
 		return err
 	}
 	env := n.IPAMDEnv()
+	if env["ENABLE_V6_EGRESS"] == "true" {
+		if err := n.os.Do(forwardIPv6); err != nil {
+			return err
+		}
+	}
 	var list []string
 	for _, k := range slices.Sorted(maps.Keys(env)) {
 		list = append(list, k+"="+env[k])
@@ -75,6 +80,16 @@ func (n *Node) StartIPAMD(ctx context.Context) error {
 	return n.writeConflist(env)
 }
 
+// forwardIPv6 is what the init container does for a node whose pods reach IPv6 destinations.
+func forwardIPv6() error {
+	for path, value := range map[string]string{"all/forwarding": "1", "eth0/accept_ra": "2"} {
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+path, []byte(value), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func ended(d *node.Daemon) bool {
 	select {
 	case <-d.Done():
@@ -85,8 +100,8 @@ func ended(d *node.Daemon) bool {
 }
 
 func (n *Node) writeConflist(env map[string]string) error {
-	_, err := os.Stat(n.disk(cniBin, portmapBinary))
-	text, err := networkList(env, err == nil)
+	there := func(binary string) bool { _, err := os.Stat(n.disk(cniBin, binary)); return err == nil }
+	text, err := networkList(env, n.Address6, installed{egress: there(egressBinary), portmap: there(portmapBinary)})
 	if err != nil {
 		return err
 	}

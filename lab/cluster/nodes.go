@@ -23,6 +23,7 @@ import (
 const (
 	ipamdLog  = names.LogDir + "/ipamd.log"
 	pluginLog = names.LogDir + "/plugin.log"
+	egressLog = names.LogDir + "/egress-v6-plugin.log"
 	cniBin    = "/opt/cni/bin"
 	cniConf   = "/etc/cni/net.d"
 	cniCache  = "/var/lib/cni"
@@ -32,6 +33,7 @@ const (
 const (
 	ipamdBinary   = "aws-k8s-agent"
 	pluginBinary  = "aws-cni"
+	egressBinary  = "egress-cni"
 	portmapBinary = "portmap"
 )
 
@@ -140,9 +142,9 @@ func (n *Node) InstallCNI(env map[string]string) error {
 
 // installCNI puts the plugins where the runtime looks for them.
 func (n *Node) installCNI() error {
-	for _, name := range []string{pluginBinary, portmapBinary} {
+	for _, name := range []string{pluginBinary, egressBinary, portmapBinary} {
 		err := program.Copy(filepath.Join(n.cluster.spec.BinDir, name), n.disk(cniBin, name))
-		if err != nil && (name != portmapBinary || !errors.Is(err, os.ErrNotExist)) {
+		if err != nil && (name == pluginBinary || !errors.Is(err, os.ErrNotExist)) {
 			return fmt.Errorf("install %s on %s: %w", name, n.Name, err)
 		}
 	}

@@ -31,7 +31,8 @@ type Spec struct {
 	Env map[string]string `json:"env" yaml:"env"`
 	// NoIPAMD leaves nodes bare: no plugin, no daemon, no CNI configuration.
 	NoIPAMD bool `json:"noIPAMD" yaml:"noIPAMD"`
-	// BinDir has aws-k8s-agent, aws-cni and, if pods are to have host ports, portmap.
+	// BinDir has aws-k8s-agent, aws-cni and, if pods are to have host ports, portmap, and if they are to reach IPv6
+	// destinations, egress-cni.
 	BinDir string `json:"binDir" yaml:"binDir"`
 	// Seed of EC2's ids and choice of addresses; 0 hands out the lowest free address.
 	Seed uint64 `json:"seed" yaml:"seed"`
