@@ -67,6 +67,10 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	if err != nil {
 		return err
 	}
+	settings := bootstrap.Settings(cfg, limits, log)
+	if settings.Host.Egress, err = bootstrap.Egress(ctx, cfg, id, imds, log); err != nil {
+		return err
+	}
 	host, err := hostnet.New(hostnet.Options{Log: log})
 	if err != nil {
 		return err
@@ -104,7 +108,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		sweeper.Cooling(addr, until)
 	}
 	daemon, err = ipamd.New(ipamd.Options{
-		Settings: bootstrap.Settings(cfg, limits, log), Identity: id, Limits: limits, Groups: instance.Groups,
+		Settings: settings, Identity: id, Limits: limits, Groups: instance.Groups,
 		VPCCIDRs: instance.VPCCIDRs, Subnets: instance.Subnets, Restored: restored,
 		EC2: ec2, Metadata: imds, Network: host, Checkpointer: store, Clock: clock, Log: log,
 		Notify: agent.Notify, Released: sweeper.Released,

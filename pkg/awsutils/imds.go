@@ -110,6 +110,22 @@ func (i *IMDS) Identity(ctx context.Context) (Identity, error) {
 	return id, nil
 }
 
+// NodeIPv6 returns the instance's own IPv6 address; the zero Addr if it has none.
+func (i *IMDS) NodeIPv6(ctx context.Context) (netip.Addr, error) {
+	text, err := i.optional(ctx, "ipv6")
+	if err != nil || text == "" {
+		return netip.Addr{}, err
+	}
+	addr, err := netip.ParseAddr(text)
+	if err == nil && (!addr.Is6() || !addr.IsGlobalUnicast() || addr.Zone() != "") {
+		err = fmt.Errorf("%s is no address of an instance", addr)
+	}
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("imds ipv6: %w", err)
+	}
+	return addr, nil
+}
+
 // VPCCIDRs returns the IPv4 ranges of the instance's VPC, in the order in which AWS lists them.
 func (i *IMDS) VPCCIDRs(ctx context.Context) ([]netip.Prefix, error) {
 	mac, err := i.mac(ctx)

@@ -116,6 +116,25 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
+func TestNodeIPv6(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{"2001:db8::10": "2001:db8::10", "": "invalid IP", "fe80::1": "error", "10.0.0.4": "error", "x": "error"} {
+		m := newMetadata()
+		if text != "" {
+			m.values["ipv6"] = text
+		}
+		got, err := m.client().NodeIPv6(t.Context())
+		if (err != nil) != (want == "error") || err == nil && got.String() != want {
+			t.Errorf("%q: %s %v", text, got, err)
+		}
+	}
+	m := newMetadata()
+	m.statuses["ipv6"] = 500
+	if got, err := m.client().NodeIPv6(t.Context()); err == nil {
+		t.Errorf("no error, and %s", got)
+	}
+}
+
 func TestIMDSENIs(t *testing.T) {
 	t.Parallel()
 	got, err := newMetadata().client().ENIs(t.Context())

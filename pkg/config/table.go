@@ -122,8 +122,8 @@ var daemonVariables = []variable{
 		"ENIs that ended instances of the cluster left behind are not deleted by this node. Otherwise one elected node of the cluster does that, if `CLUSTER_NAME` is set."),
 	toggle("AWS_MANAGE_ENIS_NON_SCHEDULABLE", false, func(c *Config) *bool { return &c.ManageENIsWhenNonSchedulable },
 		"The pool is also resized while the node is cordoned. Otherwise it grows then for pods that wait only, and does not shrink."),
-	absent("ENABLE_V6_EGRESS", false, func(c *Config) *bool { return &c.V6Egress },
-		"IPv4 pods reach IPv6 destinations through the node's address."),
+	toggle("ENABLE_V6_EGRESS", false, func(c *Config) *bool { return &c.V6Egress },
+		"IPv4 pods reach IPv6 destinations through the node's address, by the plugin egress-cni. The init container must have it, too. On a node without an IPv6 address it has no effect."),
 
 	text("MY_NODE_NAME", identitySection, documented, func(c *Config) *string { return &c.NodeName },
 		"Name of this node's Node object, from the downward API. Without it nothing is learnt of the Node (max-pods, cordon)."),

@@ -80,6 +80,12 @@ const (
 	EgressVethPrefix = "veth-"
 )
 
+// The ranges of the egress plugin, as its configuration has them.
+var (
+	EgressRangeV4 = netip.MustParsePrefix("169.254.172.0/22")
+	EgressRangeV6 = netip.MustParsePrefix("fd00::ac:0/118")
+)
+
 // GroupSourceCheck is the device group (IFLA_GROUP) of the host veths whose pods are held to their own source addresses.
 // Names of veths change with their prefix; the group of a veth stays.
 const GroupSourceCheck = 0x5643
