@@ -17,7 +17,7 @@ KUBE_VERSION = $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2 }' test/kubep
 # One package per line of work: the packages whose tests need a kernel network run in namespaces of their own.
 TEST_TIMEOUT ?= 10m
 
-.PHONY: all build demo test check fmt chaos fuzz bench matrix fleet waste generate docs clean help
+.PHONY: all build demo test vm check fmt chaos fuzz bench matrix fleet waste generate docs clean help
 
 all: build
 
@@ -43,6 +43,10 @@ test: ## every test, with the race detector, in shuffled order
 	@scripts/deps.sh build net race awscli
 	@$(MAKE) --no-print-directory build
 	$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -tags $(TAGS) ./...
+
+vm: ## on Debian's kernel 6.1 in QEMU: the node's rules, and pods on branch ENIs (VLANs) with real packets
+	@scripts/deps.sh build net vm
+	$(GO) run -tags $(TAGS) ./test/vm -kernel "$$(scripts/deps.sh --kernel)" $(VM_FLAGS)
 
 chaos: ## the long versions of the randomised tests; seeds are printed (about 12 minutes)
 	@scripts/deps.sh build net race
@@ -94,6 +98,7 @@ check: ## formatting, vet, staticcheck, documentation that is printed from code
 	@scripts/deps.sh build
 	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; }
 	$(GO) vet -tags $(TAGS) ./...
+	$(GO) vet -tags $(TAGS),vlan ./cmd/routed-eni-cni-plugin
 	$(GO) run $(STATICCHECK) -tags $(TAGS) ./...
 	$(GO) mod tidy -diff
 

@@ -25,6 +25,7 @@ func pack(ctx context.Context, to, tmp, kernel string, suites []suite, timeout t
 		a.dir(dir)
 	}
 	a.link("var/run", "/run")
+	a.program("etc/protocols", []byte("ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\n")) // for ip's words
 	var plan protocol.Plan
 	files, err := modules(filepath.Join(kernel, "lib", "modules"), wanted)
 	if err != nil {
