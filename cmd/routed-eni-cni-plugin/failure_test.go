@@ -153,7 +153,9 @@ func TestDelThatNobodyCouldRecord(t *testing.T) {
 	n := newNode(t, ipamdtest.Config{})
 	s := n.sandbox("c1", "web-0")
 	s.prevResult = n.mustRun("ADD", s)
-	n.ipamd.Configure(func(c *ipamdtest.Config) { c.DelError = "Storage: the release could not be recorded: no space left on device" })
+	n.ipamd.Configure(func(c *ipamdtest.Config) {
+		c.DelError = "Storage: the release could not be recorded: no space left on device"
+	})
 	mend := n.breakNote("c1")
 	if code, message := n.mustFail("DEL", s); code != 11 || !strings.Contains(message, "no space left") {
 		t.Errorf("%d %s", code, message)

@@ -16,7 +16,7 @@ import (
 )
 
 // programs are what tests start; they are copied from this machine, with the libraries they are linked with.
-var programs = []string{"sh", "ip", "nft", "grep", "cut", "sort", "cat", "sed"}
+var programs = []string{"sh", "ip", "nft", "grep", "cut", "sort", "cat", "sed", "awk", "head", "seq"}
 
 // pack writes the file system of the virtual machine.
 func pack(ctx context.Context, to, tmp, kernel string, suites []suite, timeout time.Duration) error {
@@ -54,10 +54,7 @@ func pack(ctx context.Context, to, tmp, kernel string, suites []suite, timeout t
 		if err := addTestdata(a, s.pkg); err != nil {
 			return err
 		}
-		args := append([]string{"-test.v", "-test.failfast=false", fmt.Sprintf("-test.timeout=%s", timeout)}, s.args...)
-		if s.skip != "" {
-			args = append(args, "-test.skip", s.skip)
-		}
+		args := []string{"-test.v", fmt.Sprintf("-test.timeout=%s", timeout), "-test.run", s.run}
 		plan.Suites = append(plan.Suites, protocol.Suite{
 			Name: s.pkg, Binary: "/" + name, Dir: path.Join("/suites", s.pkg), Args: args, Seconds: int(timeout.Seconds()),
 		})
