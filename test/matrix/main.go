@@ -46,7 +46,13 @@ func main() {
 type options struct {
 	binDir, setUps string
 	explain        string
-	labs           int
+	labs, random   int
+	seed           uint64
+}
+
+// chosen are the set-ups to run.
+func (o options) chosen() ([]setUp, error) {
+	return choose(append(setUps(), randomSetUps(o.random, o.seed)...), o.setUps)
 }
 
 func parseOptions(args []string) (options, error) {
@@ -56,6 +62,8 @@ func parseOptions(args []string) (options, error) {
 	flags.StringVar(&o.setUps, "setups", "", "run these set-ups only, by their names with commas between")
 	flags.StringVar(&o.explain, "explain", "", "a directory for the state of n1 in set-ups that failed")
 	flags.IntVar(&o.labs, "labs", 2, "so many labs at a time")
+	flags.IntVar(&o.random, "random", 0, "so many further set-ups, drawn at random: R1, R2, …")
+	flags.Uint64Var(&o.seed, "seed", 1, "what they are drawn from")
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
@@ -71,15 +79,16 @@ func parseOptions(args []string) (options, error) {
 			return o, err
 		}
 	}
-	if o.labs < 1 {
-		return o, errors.New("-labs must be at least 1")
+	if o.labs < 1 || o.random < 0 {
+		return o, errors.New("-labs must be at least 1, and -random not negative")
 	}
-	_, err = choose(setUps(), o.setUps)
+	_, err = o.chosen()
 	return o, err
 }
 
 func (o options) args() []string {
-	return []string{"-bin-dir", o.binDir, "-setups", o.setUps, "-explain", o.explain, "-labs", strconv.Itoa(o.labs)}
+	return []string{"-bin-dir", o.binDir, "-setups", o.setUps, "-explain", o.explain, "-labs", strconv.Itoa(o.labs),
+		"-random", strconv.Itoa(o.random), "-seed", strconv.FormatUint(o.seed, 10)}
 }
 
 // outside runs the matrix in its sandbox. Files of failed set-ups go by a descriptor, for the sandbox has a /tmp of its own.
@@ -128,9 +137,12 @@ func inside() int {
 func runAll(ctx context.Context, o options, out io.Writer) ([]outcome, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeLimit, fmt.Errorf("the matrix took longer than %s", timeLimit))
 	defer cancel()
-	chosen, err := choose(setUps(), o.setUps)
+	chosen, err := o.chosen()
 	if err != nil {
 		return nil, err
+	}
+	if o.random > 0 {
+		fmt.Fprintf(out, "%d set-ups drawn with -seed %d\n", o.random, o.seed)
 	}
 	started := time.Now()
 	lists := make([][]outcome, len(chosen))

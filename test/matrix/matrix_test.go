@@ -144,6 +144,16 @@ Failed:
 	}
 }
 
+func TestRandomSetUps(t *testing.T) {
+	t.Parallel()
+	if a, b := randomSetUps(20, 7), randomSetUps(20, 7); !slices.Equal(a, b) {
+		t.Errorf("one seed, two draws: %v, %v", a, b)
+	}
+	if a, b := randomSetUps(20, 7), randomSetUps(20, 8); slices.Equal(a, b) {
+		t.Error("two seeds, one draw")
+	}
+}
+
 func TestChoose(t *testing.T) {
 	t.Parallel()
 	all := setUps()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"strings"
 
 	"vpccni/test/matrix/pairs"
@@ -68,6 +69,21 @@ func setUps() []setUp {
 			Name: fmt.Sprintf("V%d", i+1), IPv6: true,
 			Proxy: proxies[row[0]], SNAT: "-", Marks: marks[row[1]], Layout: layoutTables,
 		})
+	}
+	return list
+}
+
+// randomSetUps draws further IPv4 set-ups, for what needs more than two particular values at once.
+func randomSetUps(n int, seed uint64) []setUp {
+	r := rand.New(rand.NewPCG(seed, 0))
+	list := make([]setUp, n)
+	for i := range list {
+		list[i] = setUp{
+			Name:  fmt.Sprintf("R%d", i+1),
+			Proxy: proxies[r.IntN(len(proxies))], SNAT: snats[r.IntN(len(snats))],
+			RPAll: rpAlls[r.IntN(len(rpAlls))], RPDefault: rpDevs[r.IntN(len(rpDevs))],
+			Marks: marks[r.IntN(len(marks))], SrcValid: srcValid[r.IntN(len(srcValid))], Layout: layouts[r.IntN(len(layouts))],
+		}
 	}
 	return list
 }
