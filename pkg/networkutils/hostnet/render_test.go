@@ -12,14 +12,15 @@ import (
 	"vpccni/pkg/networkutils/names"
 )
 
-// randomConfig is a Config of any families, ENIs and settings, with at most so many addresses and prefixes per ENI.
-func randomConfig(r *rand.Rand, pool int) Config {
+// randomConfig is a Config of any families, settings and ENIs, of these and of addresses and prefixes per ENI at most so
+// many.
+func randomConfig(r *rand.Rand, enis, pool int) Config {
 	maybe := func() bool { return r.IntN(2) == 0 }
 	cfg := config()
 	cfg.IPv4, cfg.IPv6 = maybe(), maybe()
 	four, six := slices.Contains(cfg.families(), ipv4), cfg.IPv6
 	cfg.NodePort, cfg.ExternalSNAT, cfg.BranchPods = maybe(), maybe(), BranchMode(r.IntN(3))
-	for device := range 1 + r.IntN(15) {
+	for device := range 1 + r.IntN(enis) {
 		e := ENI{
 			ID: fmt.Sprintf("eni-%d", device), MAC: mac(device), Device: device, Primary: device == 0, Trunk: maybe() && device > 0,
 			Address:    netip.AddrFrom4([4]byte{10, byte(device), 0, 10}),
@@ -50,7 +51,7 @@ func TestRulesDoNotGrowWithPods(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	for n := range 300 {
-		cfg := randomConfig(rand.New(rand.NewPCG(seed, uint64(n))), 64)
+		cfg := randomConfig(rand.New(rand.NewPCG(seed, uint64(n))), 15, 64)
 		d, err := Render(cfg)
 		if err != nil || len(d.Unfit) > 0 {
 			t.Fatalf("config %d: %v %v", n, err, d.Unfit)

@@ -156,6 +156,39 @@ func TestTransitions(t *testing.T) {
 	step(list[1])
 }
 
+// The state that a Config leads to does not depend on what was there before, whatever families, ENIs and addresses come
+// and go.
+func TestRandomTransitions(t *testing.T) {
+	t.Parallel()
+	const links, steps = 5, 8
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	all := func(n *node) string {
+		var b strings.Builder
+		for _, family := range []string{"-4", "-6"} {
+			b.WriteString(sortRules(n.Run("ip", family, "-details", "rule")))
+			routes := strings.Split(n.Run("ip", family, "-details", "route", "show", "table", "all", "proto", "89"), "\n")
+			slices.Sort(routes)
+			b.WriteString(strings.Join(routes, "\n") + "\n")
+		}
+		for _, family := range []string{"ip", "ip6"} {
+			b.WriteString(sortBlocks(n.Run("sh", "-c", "nft list table "+family+" vpc-cni 2>/dev/null || true")) + "\n")
+		}
+		return b.String()
+	}
+	n := newNode(t, links)
+	for range steps {
+		cfg := randomConfig(r, links, 12)
+		n.applyTwice(cfg)
+		fresh := newNode(t, links)
+		fresh.apply(cfg)
+		if got, want := all(n), all(fresh); got != want {
+			t.Fatalf("not as on a fresh node: %s\n-- Config --\n%+v", firstDifference(want, got), cfg)
+		}
+	}
+}
+
 func TestForeignStateIsNotTouched(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, 4)
