@@ -29,6 +29,13 @@ type flow struct {
 	longest   time.Duration
 }
 
+// path is a way that a flow takes.
+type path struct {
+	name string
+	from probe.Do
+	to   netip.Addr
+}
+
 // flowTimeout is how long one exchange may take. TCP repeats what a restart has lost within a second or two.
 const flowTimeout = 20 * time.Second
 

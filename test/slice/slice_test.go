@@ -203,6 +203,12 @@ var patient = probe.Timeout(30 * time.Second)
 // checkReachable has every pod of the lab ask every other one.
 func checkReachable(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
+	reach(t, c, "")
+}
+
+// reach has every pod of the lab ask every other one, or just that one and that one every other.
+func reach(t *testing.T, c *cluster.Cluster, one string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	pods := c.Pods("")
@@ -220,7 +226,7 @@ func checkReachable(t *testing.T, c *cluster.Cluster) {
 	group.SetLimit(8)
 	for _, from := range pods {
 		for _, to := range pods {
-			if from.ID == to.ID {
+			if from.ID == to.ID || one != "" && from.Name != one && to.Name != one {
 				continue
 			}
 			group.Go(func() error {

@@ -5,35 +5,50 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	sdk "github.com/aws/aws-sdk-go-v2/service/ec2"
-
 	"vpccni/lab/cluster"
-	"vpccni/lab/ec2"
 	"vpccni/lab/fabric"
 	"vpccni/lab/probe"
-	"vpccni/pkg/networkutils/names"
 	"vpccni/test/upstream"
 )
 
 // TestTakeOverChaos: a node with running pods goes to amazon-vpc-cni-k8s and back, with the state of each of its versions, and
 // both in order (handback) and without warning (ipamd is killed, and the other one starts over what it left). Open
-// connections live on, pods that the other one starts work, also with an address that has changed its ENI, and nothing
-// of the other one is left in the end.
+// connections live on, pods that the other one starts work, also with an address that has changed its ENI; after every
+// step the host's state is that of a golden file, and in the end nothing of either is left but what a node without pods
+// has. CHAOS=1 has 50 pods and every version twice in both ways, and wants no pod to lose more than a second each time.
 func TestTakeOverChaos(t *testing.T) {
 	t.Parallel()
+	chaos := os.Getenv("CHAOS") != ""
+	// The pool has four addresses more than there are pods and is not full, so that addresses can move.
+	node, pods, perENI, pool := cluster.NodeSpec{Name: "n1", Type: "t3.medium"}, 9, 5, 13
+	rounds := []round{{upstream.V119, true}, {upstream.V122, false}, {upstream.V123, true}, {upstream.V123, false}}
+	if chaos {
+		node.Type, pods, perENI, pool = "m5.xlarge", 50, 14, 54
+		rounds = nil
+		for range 2 {
+			for _, v := range upstream.Versions {
+				rounds = append(rounds, round{v, true}, round{v, false})
+			}
+		}
+	}
 	l := lab(t, cluster.Spec{
-		Nodes:       []cluster.NodeSpec{{Name: "n1", Type: "t3.medium"}, {Name: "n2", Type: "t3.medium"}},
+		Nodes:       []cluster.NodeSpec{node, {Name: "n2", Type: "t3.medium"}},
 		AttachDelay: 100 * time.Millisecond, DetachDelay: 100 * time.Millisecond,
-		Env: map[string]string{"WARM_IP_TARGET": "3", "MINIMUM_IP_TARGET": "14", "POOL_SHRINK_DELAY": "600", "IP_COOLDOWN_PERIOD": "1"},
+		Env: map[string]string{"WARM_IP_TARGET": "3", "MINIMUM_IP_TARGET": fmt.Sprint(pool), "POOL_SHRINK_DELAY": "3600", "IP_COOLDOWN_PERIOD": "1"},
 	})
-	n := l.Nodes()[0]
-	o := &otherCNI{t: t, l: l, n: n}
-	for i, err := range burst(t.Context(), l, 9) {
+	r := &takeOver{t: t, l: l, n: l.Nodes()[0]}
+	r.other = &otherCNI{t: t, l: l, n: r.n, perENI: perENI}
+	eventually(t, time.Minute, "the pool is full", func() bool {
+		addresses := 0
+		for _, e := range attachedENIs(l, r.n) {
+			addresses += len(e.Secondary)
+		}
+		return addresses == pool
+	})
+	for i, err := range burst(t.Context(), l, pods) {
 		if err != nil {
 			t.Fatalf("%s: %v", podName(i), err)
 		}
@@ -42,235 +57,186 @@ func TestTakeOverChaos(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	serve(t, "internet", hostDo(l, fabric.HostInternet), flowPort)
-	serve(t, "peer", podDo(l, peer), flowPort)
-	var flows []*flow
+	r.open(peer)
+	goldenState(t, l, r.n, "takeover-ours")
+	for _, round := range rounds {
+		t.Logf("%s, handback: %t", round.version, round.orderly)
+		r.away(round, peer)
+		r.back(round, peer)
+		checkDrops(t, l)
+	}
+	r.close(chaos)
+	checkHolders(t, l, r.n)
 	for _, p := range l.Pods("n1") {
-		serve(t, p.Name, podDo(l, p), flowPort)
-		flows = append(flows,
-			openFlow(t, p.Name+" → internet", podDo(l, p), fabric.InternetAddr),
-			openFlow(t, p.Name+" → peer", podDo(l, p), peer.Address),
-			openFlow(t, "peer → "+p.Name, podDo(l, peer), p.Address))
-	}
-	type round struct {
-		version upstream.Version
-		orderly bool
-	}
-	rounds := []round{{upstream.V119, true}, {upstream.V122, false}, {upstream.V123, true}, {upstream.V123, false}}
-	if os.Getenv("CHAOS") != "" {
-		rounds = nil
-		for range 2 {
-			for _, v := range upstream.Versions {
-				rounds = append(rounds, round{v, true}, round{v, false})
-			}
+		if err := l.PodDel(t.Context(), "n1", namespace, p.Name); err != nil {
+			t.Fatal(err)
 		}
 	}
-	for _, r := range rounds {
-		v, orderly := r.version, r.orderly
-		t.Logf("%s, handback: %t", v, orderly)
-		if orderly {
-			if err := n.StopIPAMD(t.Context()); err != nil {
-				t.Fatal(err)
+	goldenState(t, l, r.n, "takeover-no-pods")
+}
+
+// round is one time there and back.
+type round struct {
+	version upstream.Version
+	orderly bool // with handback
+}
+
+// takeOver is a node whose CNI changes, with flows of its pods.
+type takeOver struct {
+	t       *testing.T
+	l       *cluster.Cluster
+	n       *cluster.Node
+	other   *otherCNI
+	flows   []*flow
+	streams []*stream
+	// changes are the times of a change, in numbers of datagrams.
+	changes []change
+}
+
+type change struct {
+	what     string
+	from, to []int // by stream
+}
+
+// open gives every pod a connection and a stream of datagrams: to the internet, to the peer and from it, in turn.
+func (r *takeOver) open(peer cluster.Pod) {
+	r.t.Helper()
+	serve(r.t, "internet", hostDo(r.l, fabric.HostInternet), flowPort)
+	serve(r.t, "peer", podDo(r.l, peer), flowPort)
+	for i, p := range r.l.Pods("n1") {
+		serve(r.t, p.Name, podDo(r.l, p), flowPort)
+		paths := []path{
+			{p.Name + " → internet", podDo(r.l, p), fabric.InternetAddr},
+			{p.Name + " → peer", podDo(r.l, p), peer.Address},
+			{"peer → " + p.Name, podDo(r.l, peer), p.Address},
+		}
+		connection, datagrams := paths[i%3], paths[(i+1)%3]
+		r.flows = append(r.flows, openFlow(r.t, connection.name, connection.from, connection.to))
+		r.streams = append(r.streams, openStream(r.t, datagrams.name, datagrams.from, datagrams.to))
+	}
+}
+
+// during has the streams watch a change.
+func (r *takeOver) during(what string, f func()) {
+	r.t.Helper()
+	c := change{what: what, from: r.next()}
+	f()
+	// What is under way at the end of the change belongs to it.
+	end := r.next()
+	eventually(r.t, time.Minute, "datagrams after the change", func() bool {
+		c.to = r.next()
+		for i := range c.to {
+			if c.to[i] < end[i]+4 {
+				return false
 			}
-			o.handBack(true)
+		}
+		return true
+	})
+	r.changes = append(r.changes, c)
+}
+
+func (r *takeOver) next() []int {
+	list := make([]int, len(r.streams))
+	for i, s := range r.streams {
+		list[i] = s.next()
+	}
+	return list
+}
+
+// away hands the node to the other CNI, and tries that one's pods.
+func (r *takeOver) away(round round, peer cluster.Pod) {
+	r.t.Helper()
+	v, state := round.version, "takeover-"+string(round.version)
+	if !round.orderly {
+		state += "-over-ours"
+	}
+	r.during(fmt.Sprintf("ours → %s, handback: %t", v, round.orderly), func() {
+		if round.orderly {
+			if err := r.n.StopIPAMD(r.t.Context()); err != nil {
+				r.t.Fatal(err)
+			}
+			r.other.handBack(true)
+			goldenState(r.t, r.l, r.n, "takeover-handed-back")
 		} else {
-			n.KillIPAMD()
+			r.n.KillIPAMD()
 		}
-		checkDrops(t, l)
+		checkDrops(r.t, r.l)
 		// It takes every address off its ENIs when it starts, and with the last one the kernel takes the routes.
-		o.start(v)
-		if err := l.Fabric().ResetDrops(); err != nil {
-			t.Fatal(err)
+		r.other.start(v)
+		if err := r.l.Fabric().ResetDrops(); err != nil {
+			r.t.Fatal(err)
 		}
-		if orderly {
-			o.handBack(false)
+		if round.orderly {
+			r.other.handBack(false)
 		}
-		o.checkPod(v, peer, false)
-		o.checkPod(v, peer, true)
-		o.checkPaths(peer)
-		if err := n.StartIPAMD(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		o.checkSwept()
-		o.checkPaths(peer)
-		if _, err := l.PodAdd(t.Context(), "n1", namespace, "new"); err != nil {
-			t.Fatal(err)
-		}
-		checkReachable(t, l)
-		if err := l.PodDel(t.Context(), "n1", namespace, "new"); err != nil {
-			t.Fatal(err)
-		}
-		checkDrops(t, l)
-	}
-	for _, f := range flows {
-		f.close(t)
-	}
-	checkHolders(t, l, n)
+	})
+	goldenState(r.t, r.l, r.n, state)
+	r.other.checkPod(v, peer, false)
+	r.other.checkPod(v, peer, true)
+	r.other.checkPaths(peer)
+	goldenState(r.t, r.l, r.n, state)
 }
 
-// otherCNI is amazon-vpc-cni-k8s on a node, as far as the node's network sees it.
-type otherCNI struct {
-	t *testing.T
-	l *cluster.Cluster
-	n *cluster.Node
-}
-
-func (o *otherCNI) sh(script string) string {
-	o.t.Helper()
-	out, err := o.n.OS().Command(o.t.Context(), "sh", "-e", "-c", script).CombinedOutput()
+// back takes the node over.
+func (r *takeOver) back(round round, peer cluster.Pod) {
+	r.t.Helper()
+	r.during(fmt.Sprintf("%s → ours", round.version), func() {
+		if err := r.n.StartIPAMD(r.t.Context()); err != nil {
+			r.t.Fatal(err)
+		}
+		r.other.checkSwept()
+	})
+	r.other.checkPaths(peer)
+	goldenState(r.t, r.l, r.n, "takeover-ours")
+	pod, err := r.l.PodAdd(r.t.Context(), "n1", namespace, "new")
 	if err != nil {
-		o.t.Fatalf("%v\n%s\n%s", err, script, out)
+		r.t.Fatal(err)
 	}
-	return string(out)
-}
-
-func (o *otherCNI) handBack(marks bool) {
-	o.t.Helper()
-	out := o.sh("ENABLE_IPv4=true aws-k8s-agent handback")
-	if !strings.Contains(out, "pods have rules of their own") || strings.Contains(out, "run this again") != marks {
-		o.t.Errorf("handback says %q", out)
+	// On a busy machine the kernel may not have heard yet that the new link has a carrier: TCP tries again.
+	if _, err := probe.TCP(r.t.Context(), podDo(r.l, pod), netip.AddrPortFrom(peer.Address, flowPort), 100, patient); err != nil {
+		r.t.Fatal(err)
 	}
-}
-
-// start lays down what the other one does when it starts: nothing for single pods.
-func (o *otherCNI) start(v upstream.Version) {
-	o.t.Helper()
-	node := upstream.Node{PrimaryLink: "eth0", VPC: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")}}
-	for _, e := range attachedENIs(o.l, o.n) {
-		if e.Attachment.Device == 0 {
-			node.PrimaryIP = e.Primary
-			continue
-		}
-		subnet, _ := o.l.Cloud().Subnet(e.SubnetID)
-		node.ENIs = append(node.ENIs, upstream.ENI{Link: fmt.Sprintf("eth%d", e.Attachment.Device), IP: e.Primary, Subnet: subnet.CIDR,
-			Table: names.RouteTable(0, e.Attachment.Device)})
-	}
-	o.sh(v.HostScript(node) + v.ENIScript(node.ENIs...))
-}
-
-// checkPod has the other one start a pod, on a secondary ENI if one has a free address, and end it: with an address that is free there, or that
-// came from another ENI.
-func (o *otherCNI) checkPod(v upstream.Version, peer cluster.Pod, moved bool) {
-	o.t.Helper()
-	// The secondary ones first.
-	enis := attachedENIs(o.l, o.n)
-	slices.Reverse(enis)
-	var from, on ec2.ENI
-	for _, e := range enis {
-		if len(e.Secondary) < 5 && e.Attachment.Device > 0 {
-			on = e
-		}
-	}
-	for _, e := range enis {
-		if _, ok := o.free(e); ok && from.ID == "" && (!moved || e.ID != on.ID) {
-			from = e
-		}
-	}
-	addr, ok := o.free(from)
-	if !ok || on.ID == "" {
-		o.t.Fatalf("no address is free, or no ENI has room: %+v", enis)
-	}
-	if moved {
-		o.move(addr, from.ID, on.ID)
-	} else {
-		on = from
-	}
-	pod := upstream.Pod{IP: addr, Veth: "eni0123456789a", Table: names.RouteTable(0, on.Attachment.Device)}
-	const path = "/run/netns/other"
-	netns, err := o.n.OS().NewNetNS(path)
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	defer func() { _ = netns.Close() }()
-	o.sh(fmt.Sprintf(`
-ip link add %[2]s type veth peer name eth0 netns other
-ip link set %[2]s up; ip -n other link set lo up; ip -n other link set eth0 up
-ip -n other route add 169.254.1.1 dev eth0 scope link; ip -n other route add default via 169.254.1.1 dev eth0
-ip -n other address add %[1]s/32 dev eth0
-ip -n other neigh add 169.254.1.1 lladdr $(cat /sys/class/net/%[2]s/address) dev eth0 nud permanent
-`, addr, pod.Veth) + v.PodScript(pod))
-	in := func(f func() error) error { return o.n.OS().DoIn(netns, f) }
-	ctx := o.t.Context()
-	server, err := probe.Serve(ctx, "other", in, probePort)
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	ask := func(what string, from probe.Do, to netip.Addr, port uint16, name string) {
-		o.t.Helper()
-		if a, err := probe.TCP(ctx, from, netip.AddrPortFrom(to, port), 1000); err != nil || a.Server != name {
-			o.t.Errorf("%s (%s, moved: %t): %q, %v", what, addr, moved, a.Server, err)
-		}
-	}
-	first := o.l.Pods("n1")[0]
-	ask("pod of the other CNI → internet", in, fabric.InternetAddr, flowPort, "internet")
-	ask("pod of the other CNI → peer", in, peer.Address, flowPort, "peer")
-	ask("pod of the other CNI → pod of the node", in, first.Address, flowPort, first.Name)
-	ask("peer → pod of the other CNI", podDo(o.l, peer), addr, probePort, "other")
-	ask("pod of the node → pod of the other CNI", podDo(o.l, first), addr, probePort, "other")
-	_ = server.Close()
-	o.sh(v.DelScript(pod) + "ip link del " + pod.Veth)
-	if err := o.n.OS().RemoveNetNS(path); err != nil {
-		o.t.Error(err)
-	}
-	if moved {
-		o.move(addr, on.ID, from.ID)
+	reach(r.t, r.l, "new")
+	if err := r.l.PodDel(r.t.Context(), "n1", namespace, "new"); err != nil {
+		r.t.Fatal(err)
 	}
 }
 
-// free finds an address of an ENI that no pod has.
-func (o *otherCNI) free(e ec2.ENI) (netip.Addr, bool) {
-	for _, a := range e.Secondary {
-		if !slices.ContainsFunc(o.l.Pods("n1"), func(p cluster.Pod) bool { return p.Address == a }) {
-			return a, true
-		}
+// close ends the flows and says what they lost.
+func (r *takeOver) close(strict bool) {
+	r.t.Helper()
+	for _, f := range r.flows {
+		f.close(r.t)
 	}
-	return netip.Addr{}, false
-}
-
-// move takes an address from one ENI to another.
-func (o *otherCNI) move(a netip.Addr, from, to string) {
-	o.t.Helper()
-	client := operator(o.l)
-	_, err := client.UnassignPrivateIpAddresses(o.t.Context(), &sdk.UnassignPrivateIpAddressesInput{
-		NetworkInterfaceId: aws.String(from), PrivateIpAddresses: []string{a.String()}})
-	if err == nil {
-		_, err = client.AssignPrivateIpAddresses(o.t.Context(), &sdk.AssignPrivateIpAddressesInput{
-			NetworkInterfaceId: aws.String(to), PrivateIpAddresses: []string{a.String()}})
+	for _, s := range r.streams {
+		s.close()
 	}
-	if err != nil {
-		o.t.Fatal(err)
-	}
-}
-
-// checkPaths has every pod of the node open new connections to the internet, the peer and back.
-func (o *otherCNI) checkPaths(peer cluster.Pod) {
-	o.t.Helper()
-	for _, p := range o.l.Pods("n1") {
-		for what, path := range map[string]struct {
-			from probe.Do
-			to   netip.Addr
-			sees netip.Addr
-		}{
-			"→ internet": {podDo(o.l, p), fabric.InternetAddr, netip.Addr{}},
-			"→ peer":     {podDo(o.l, p), peer.Address, p.Address},
-			"← peer":     {podDo(o.l, peer), p.Address, peer.Address},
-		} {
-			a, err := probe.TCP(o.t.Context(), path.from, netip.AddrPortFrom(path.to, flowPort), 100)
-			if err != nil || path.sees.IsValid() && a.Source != path.sees {
-				o.t.Errorf("%s %s: seen as %s, %v", p.Name, what, a.Source, err)
+	var all []time.Duration
+	for _, c := range r.changes {
+		for i, s := range r.streams {
+			if loss := s.loss(c.from[i], c.to[i]); loss > 2*streamPace {
+				r.t.Logf("%s: %s lost %s, from %s on", c.what, s.name, loss, s.firstLoss(c.from[i], c.to[i]).Format("15:04:05.000"))
 			}
 		}
 	}
+	r.t.Logf("%-32s %8s %8s  pods that lost nothing", "loss per pod", "max", "p99")
+	for _, c := range r.changes {
+		var lost []time.Duration
+		for i, s := range r.streams {
+			loss := s.loss(c.from[i], c.to[i])
+			lost = append(lost, loss)
+			if strict && loss > time.Second {
+				r.t.Errorf("%s: %s lost %s", c.what, s.name, loss)
+			}
+		}
+		r.report(c.what, lost)
+		all = append(all, lost...)
+	}
+	r.report(fmt.Sprintf("all %d changes", len(r.changes)), all)
 }
 
-// checkSwept wants nothing of the other one on the node.
-func (o *otherCNI) checkSwept() {
-	o.t.Helper()
-	left := func() string {
-		return o.sh(`ip rule | grep -E '^(512:.* to|1536:)' || true
-			nft list tables | grep aws-cni || true
-			iptables-nft-save 2>/dev/null | grep AWS || true
-			iptables-legacy-save 2>/dev/null | grep AWS || true`)
-	}
-	eventually(o.t, time.Minute, "the state of the other CNI is gone", func() bool { return left() == "" })
+func (r *takeOver) report(what string, lost []time.Duration) {
+	slices.Sort(lost)
+	none, _ := slices.BinarySearch(lost, time.Nanosecond)
+	r.t.Logf("%-32s %8s %8s  %d of %d", what, lost[len(lost)-1].Round(time.Millisecond), lost[(len(lost)*99-1)/100].Round(time.Millisecond), none, len(lost))
 }

@@ -64,14 +64,18 @@ func (v Version) ENIScript(enis ...ENI) string {
 	var b strings.Builder
 	for _, e := range enis {
 		gw := e.Subnet.Masked().Addr().Next()
+		// In one process, as there: each of these on its own would cost pods several times the packets on a busy machine.
+		// What may fail is the connected route, which may be gone, and the rule, which may be there.
 		fmt.Fprintf(&b, `
 ip link set %[1]s mtu 9001 up
-ip address flush dev %[1]s scope global
-ip address add %[2]s/%[3]d dev %[1]s
-ip route replace %[4]s dev %[1]s scope link table %[5]d
-ip route replace default via %[4]s dev %[1]s table %[5]d
-ip route del %[6]s dev %[1]s src %[2]s scope link 2>/dev/null || true
-ip rule add from %[2]s lookup %[5]d priority 32765 2>/dev/null || true
+ip -force -batch - >/dev/null 2>&1 <<'END' || true
+address flush dev %[1]s scope global
+address add %[2]s/%[3]d dev %[1]s
+route replace %[4]s dev %[1]s scope link table %[5]d
+route replace default via %[4]s dev %[1]s table %[5]d
+route del %[6]s dev %[1]s src %[2]s scope link
+rule add from %[2]s lookup %[5]d priority 32765
+END
 `, e.Link, e.IP, e.Subnet.Bits(), gw, e.Table, e.Subnet.Masked())
 	}
 	return b.String()
