@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/jonboulle/clockwork"
@@ -177,7 +178,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 	group.Go(func() error { agent.Clean(ctx, daemon, cleaner, cleaningOff(cfg)); return nil })
 	group.Go(func() error {
 		bootstrap.TakeOver(ctx, clock, daemon.View, func(ctx context.Context, ours func(netip.Addr) bool) (predecessor.Report, error) {
-			return predecessor.Sweep(ctx, predecessor.Options{Log: log, PerPod: cfg.RuleLayout == config.RuleLayoutPerPod}, ours)
+			return predecessor.Sweep(ctx, predecessor.Options{EgressV4: egressOf(settings, false), EgressV6: egressOf(settings, true), Log: log, PerPod: cfg.RuleLayout == config.RuleLayoutPerPod}, ours)
 		}, log)
 		return nil
 	})
@@ -290,4 +291,9 @@ func degraded(v ipamd.View) bool {
 		}
 	}
 	return !v.Ready || v.Verified.IsZero() || len(v.Refusals) > 0
+}
+
+// egressOf tells whether the host does source NAT for an egress range of the family.
+func egressOf(s ipamd.Settings, v6 bool) bool {
+	return slices.ContainsFunc(s.Host.Egress, func(e hostnet.Egress) bool { return e.Range.Addr().Is6() == v6 })
 }

@@ -27,7 +27,7 @@ const (
 )
 
 // chainPrefixes begin the names of the predecessor's chains, comments the comments of its rules outside of them. The
-// rules that keep node-local pods of the egress plugin apart are another component's and stay.
+// rules of the egress plugin are a matter of their own (egress.go).
 var (
 	chainPrefixes = []string{snatChain, "AWS-CONNMARK-CHAIN-"}
 	comments      = []string{"AWS SNAT CHAIN", "AWS SNAT CHAN", "AWS, SNAT", "AWS, CONNMARK", "AWS, primary ENI",

@@ -35,6 +35,9 @@ type Options struct {
 	PerPod bool
 	// Lock is the lock file of iptables' legacy backend; xtables.LockFile if empty.
 	Lock string
+	// EgressV4 and EgressV6 say that rules of ours stand for the egress ranges of the family, so that the predecessor's for
+	// them are superfluous.
+	EgressV4, EgressV6 bool
 }
 
 // Report says what was found and done.
@@ -137,6 +140,8 @@ func Sweep(ctx context.Context, o Options, ours func(netip.Addr) bool) (Report, 
 	if report.Legacy, err = sweepLegacy(ctx, o); err != nil {
 		errs = append(errs, err)
 	}
+	nft, legacy, err := sweepEgress(ctx, o)
+	report.NFT, report.Legacy, errs = report.NFT+nft, report.Legacy+legacy, append(errs, err)
 	if report.Any() {
 		o.log().Info("state of a predecessor removed", "rules", report.Rules, "nft", report.NFT, "legacy", report.Legacy)
 	}
