@@ -340,6 +340,9 @@ func TestGC(t *testing.T) {
 	n.mustRun("STATUS", status)
 }
 
+// killStep is how much later each ADD is killed than the one before.
+const killStep = 2 * time.Millisecond
+
 // TestKilledAnywhere: an ADD that is killed at any moment leaves nothing that the runtime's DEL does not take away, and the
 // next ADD of the sandbox works.
 func TestKilledAnywhere(t *testing.T) {
@@ -355,7 +358,7 @@ func TestKilledAnywhere(t *testing.T) {
 		if err := n.host.Do(cmd.Start); err != nil {
 			t.Fatal(err)
 		}
-		killed := time.AfterFunc(time.Duration(i)*400*time.Microsecond, func() { _ = cmd.Process.Kill() })
+		killed := time.AfterFunc(time.Duration(i)*killStep, func() { _ = cmd.Process.Kill() })
 		if cmd.Wait() == nil {
 			finished++
 		}
@@ -364,17 +367,17 @@ func TestKilledAnywhere(t *testing.T) {
 			s.netns = ""
 			n.mustRun("DEL", s)
 			if got := n.held(); len(got) != 0 {
-				t.Fatalf("killed after %d × 400 µs: %s in use", i, got)
+				t.Fatalf("killed after %d steps: %s in use", i, got)
 			}
 			if left := n.left(); strings.Contains(left, "fd00") {
-				t.Fatalf("killed after %d × 400 µs: %s", i, left)
+				t.Fatalf("killed after %d steps: %s", i, left)
 			}
 			continue
 		}
 		s.prev = n.mustRun("ADD", s)
 		n.mustRun("CHECK", s)
 		if got := n.held(); len(got) != 1 {
-			t.Fatalf("killed after %d × 400 µs, tried again: %s in use", i, got)
+			t.Fatalf("killed after %d steps, tried again: %s in use", i, got)
 		}
 		n.mustRun("DEL", s)
 	}
