@@ -30,7 +30,7 @@ type rule struct {
 var rules = []rule{
 	{
 		name:  "the product does not know the lab or the tests",
-		of:    []string{"./pkg/...", "./rpc/...", "./cmd/aws-k8s-agent", "./cmd/routed-eni-cni-plugin", "./cmd/grpc-health-probe", "./cmd/max-pods-calculator"},
+		of:    []string{"./pkg/...", "./rpc/...", "./cmd/aws-k8s-agent", "./cmd/routed-eni-cni-plugin", "./cmd/egress-cni-plugin", "./cmd/grpc-health-probe", "./cmd/max-pods-calculator"},
 		never: []string{"vpccni/lab", "vpccni/test"},
 	},
 	{
@@ -50,7 +50,7 @@ var rules = []rule{
 	},
 	{
 		name: "the plugin starts fast: none of the heavy libraries",
-		of:   []string{"./cmd/routed-eni-cni-plugin"},
+		of:   []string{"./cmd/routed-eni-cni-plugin", "./cmd/egress-cni-plugin"},
 		never: []string{
 			"github.com/aws/", "k8s.io/", "sigs.k8s.io/", "github.com/prometheus/", "go.uber.org/zap", "github.com/sirupsen/",
 			"github.com/google/nftables", "github.com/spf13/", "vpccni/pkg/ipamd", "vpccni/pkg/awsutils",
