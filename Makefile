@@ -70,7 +70,7 @@ bench: ## what ADD, DEL, ipamd and a packet cost, beside their floors (BENCH_JSO
 	@scripts/deps.sh build net
 	@$(MAKE) --no-print-directory build
 	$(GO) run -tags $(TAGS) ./test/bench $(BENCH_FLAGS)
-	$(GO) test -run '^$$' -bench 'AssignRelease|AddDelCommit' -benchtime 4000x -count 3 -tags $(TAGS) ./pkg/ipamd/datastore ./pkg/ipamd
+	$(if $(findstring -only,$(BENCH_FLAGS)),,$(GO) test -run '^$$' -bench 'AssignRelease|AddDelCommit' -benchtime 4000x -count 3 -tags $(TAGS) ./pkg/ipamd/datastore ./pkg/ipamd)
 
 matrix: ## every path with real packets beside a real kube-proxy in each mode (docs/matrix.md; MATRIX_FLAGS, MATRIX_JSON=FILE)
 	@scripts/deps.sh build net
