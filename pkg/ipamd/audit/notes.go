@@ -15,12 +15,10 @@ import (
 	"vpccni/pkg/ipamd/datastore"
 )
 
-// When notes are looked for, after the first time. A plugin whose patience ended while ipamd came up writes its note a
-// few seconds later; one that found ipamd stopped or too busy to answer, at any time.
-const (
-	notesSoon  = 10 * time.Second
-	notesEvery = time.Minute
-)
+// notesEvery is when notes are looked for, after the first time. A plugin whose patience ended while ipamd came up writes
+// its note a few seconds later; one that found ipamd stopped, too busy to answer or without room on its disk, at any time.
+// A look at an empty directory costs next to nothing.
+const notesEvery = 10 * time.Second
 
 // notesTimeout bounds one look. What it does not get done is done by the next one.
 const notesTimeout = 2 * time.Second
@@ -51,10 +49,10 @@ type Notes struct {
 // NewNotes returns Notes that have not been looked at.
 func NewNotes(o NotesOptions) *Notes { return &Notes{NotesOptions: o} }
 
-// Run follows a first Look: it looks again after a while, and from then on each notesEvery, until ctx ends.
+// Run follows a first Look: it looks again each notesEvery, until ctx ends.
 func (n *Notes) Run(ctx context.Context) {
-	for wait := notesSoon; ; wait = notesEvery {
-		timer := n.Clock.NewTimer(wait)
+	for {
+		timer := n.Clock.NewTimer(notesEvery)
 		select {
 		case <-ctx.Done():
 			timer.Stop()

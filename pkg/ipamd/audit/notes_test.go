@@ -188,7 +188,7 @@ func TestNotesAreLookedForAgain(t *testing.T) {
 			synctest.Wait()
 			r.want(held, 0)
 		}
-		at(notesSoon, func() {
+		at(notesEvery, func() {
 			for i := range pods - 2 {
 				r.gone(fmt.Sprint(i), time.Now())
 			}
