@@ -32,13 +32,18 @@ func newHostState(n *cluster.Node) (*hostState, error) {
 		return nil, err
 	}
 	s := &hostState{node: n, ns: ns}
-	if s.h, err = netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER); err != nil {
+	if s.h, err = handleAt(ns); err != nil {
 		return nil, err
 	}
 	if s.nft, err = nftables.New(nftables.WithNetNSFd(int(ns.Fd()))); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// handleAt opens netlink sockets in a namespace.
+func handleAt(ns *os.File) (*netlink.Handle, error) {
+	return netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
 }
 
 func (s *hostState) close() {
