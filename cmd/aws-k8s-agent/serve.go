@@ -112,7 +112,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 		Settings: settings, Identity: id, Limits: limits, Groups: instance.Groups,
 		VPCCIDRs: instance.VPCCIDRs, Subnets: instance.Subnets, Restored: restored,
 		EC2: ec2, Metadata: imds, Network: host, Checkpointer: store, Clock: clock, Log: log,
-		Notify: agent.Notify, Released: sweeper.Released,
+		Notify: agent.Notify, Released: sweeper.Released, Announce: host.Announce,
 	})
 	if err != nil {
 		return err

@@ -124,7 +124,7 @@ func newController(o Options, r *rand.Rand) *controller {
 	c.counters.AddsRefused, c.counters.Failures = map[Code]uint64{}, map[Failure]uint64{}
 	c.notices = notices{episodes: map[string]*episode{}}
 	c.requests = requests{adds: map[uint64]*add{}, sandboxes: map[datastore.Key]*sandbox{}, releasing: map[datastore.Key]int{}}
-	c.network = network{vpc: slices.Clone(o.VPCCIDRs)}
+	c.network = network{vpc: slices.Clone(o.VPCCIDRs), announced: announcedBefore(o.Restored.Journal, o.Identity.InstanceID)}
 	return c
 }
 
@@ -158,6 +158,8 @@ func (c *controller) step(ev event, now time.Time) []effect {
 		c.leavingChanged(ev.why, now)
 	case evHost:
 		c.hostChanged(now)
+	case evAnnounced:
+		c.wasAnnounced(ev)
 	case evTimer:
 		c.timerAt = time.Time{}
 	}

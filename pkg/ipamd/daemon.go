@@ -31,6 +31,8 @@ const (
 	metadataTimeout = 20 * time.Second
 	applyTimeout    = 30 * time.Second
 	commitTimeout   = 10 * time.Second
+	// announceTimeout is more than thousands of addresses take at the pace of announcements.
+	announceTimeout = 30 * time.Second
 	// flushTimeout bounds the last commit, stopTimeout what is under way when the daemon ends.
 	flushTimeout = time.Second
 	stopTimeout  = time.Second
@@ -401,6 +403,12 @@ func (d *Daemon) decide(ev event) (lines []effLog) {
 				report, err := d.o.Network.Apply(ctx, e.cfg)
 				return evApplied{e.cfg, report, err}
 			})
+		case effAnnounce:
+			if announce := d.o.Announce; announce != nil {
+				d.do(announceTimeout, func(ctx context.Context) event {
+					return evAnnounced{e.eni, announce(ctx, e.mac, e.blocks)}
+				})
+			}
 		case effCall:
 			d.do(timeoutOf(e.method), func(ctx context.Context) event {
 				return evCalled{e.call, d.call(ctx, e.call)}

@@ -21,6 +21,7 @@ type network struct {
 	netVersion uint64 // counts effApply
 	appliedAt  time.Time
 	repairAt   time.Time // when to look at what somebody else changed; zero: nothing was
+	announced  announcements
 }
 
 // hostChanged hears that something of ours on the host may have been changed, by somebody else or by this daemon's own
@@ -111,6 +112,7 @@ func (c *controller) applied(ev evApplied, now time.Time) {
 		c.store.ReadyBlocks(e.ID, x.Pool, now)
 		c.wired = c.wired || x.Primary && !e.lost
 	}
+	c.announce(ev.cfg.ENIs, ev.report.NotReady)
 	if failed {
 		c.applyFails++
 		c.dirty, c.applyAt = true, now.Add(c.backoff(c.applyFails, retryFirst, retryLong))

@@ -143,6 +143,8 @@ type Options struct {
 	// Released, if set, is told each address that a sandbox let go of, once that is durable, and since when it cools if
 	// not from now on (the zero time). It must not block.
 	Released func(addr netip.Addr, since time.Time)
+	// Announce, if set, tells the neighbours of an ENI, by its MAC, of addresses and prefixes that are on it now.
+	Announce func(ctx context.Context, mac net.HardwareAddr, blocks []netip.Prefix) error
 	// Spawn runs f beside the daemon, with a context that ends after timeout: in a goroutine of its own if Spawn is nil.
 	// A simulation runs it on its own time. It must not run f before it returns.
 	Spawn func(ctx context.Context, timeout time.Duration, f func(context.Context))
