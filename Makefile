@@ -48,10 +48,12 @@ vm: ## on Debian's kernel 6.1 in QEMU: the node's rules, and pods on branch ENIs
 	@scripts/deps.sh build net vm
 	$(GO) run -tags $(TAGS) ./test/vm -kernel "$$(scripts/deps.sh --kernel)" $(VM_FLAGS)
 
-chaos: ## the long versions of the randomised tests; seeds are printed (about 12 minutes)
+chaos: ## the long versions of the randomised tests; seeds are printed (about 20 minutes)
 	@scripts/deps.sh build net race
 	@$(MAKE) --no-print-directory build
 	CHAOS=1 $(GO) test -count=1 -timeout 30m -tags $(TAGS) -v -run Chaos ./test/slice
+	$(GO) test -count=1 -timeout 30m -tags $(TAGS) -v -run RandomSteps ./test/slice -args -steps 10000
+	$(GO) test -count=1 -timeout 30m -tags $(TAGS) -v -run ReuseBeside ./test/slice -args -stuck-clients 1000
 	$(GO) test -race -count=1 -timeout 30m -tags $(TAGS) ./pkg/ipamd -run 'RandomWorlds|DeathBetween|CrashPoints|LyingIMDS' -args -worlds 4000 -deaths 2 -lies 500000 -crashes
 	$(GO) test -race -count=1 -timeout 30m -tags $(TAGS) -v -run 'AgainstModel|RandomPrefixes' ./pkg/ipamd/datastore -args -operations 1000000
 	$(GO) test -count=1 -timeout 30m -tags $(TAGS) -v -run Properties ./pkg/ipamd/warmpool -args -sequences 100000
