@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"regexp"
 	"strings"
@@ -404,4 +405,86 @@ func TestBranchSpoofing(t *testing.T) {
 			n.checkDrops()
 		})
 	}
+}
+
+// Packets between a node and its strict pod pass the node's conntrack twice, and so does what a Service sends on with the
+// node's address: connections that differ in nothing but how they came to have it still find their way. The connection
+// that would be the second with its addresses and ports gets another port, as beside any source NAT.
+func TestBranchStrictPodsAndConntrack(t *testing.T) {
+	n := newTrunk(t, families[0], hostnet.BranchStrict)
+	_, pod := n.newPod(t, "a", "a", "strict", 7)
+	n.host.Run("sh", "-e", "-c", `nft -f - <<'END'
+table ip kube-proxy {
+	chain prerouting { type nat hook prerouting priority dstnat; ip daddr 10.0.1.10 tcp dport 30080 mark set mark or 0x4000 dnat to 10.0.7.11:90; }
+	chain postrouting { type nat hook postrouting priority srcnat; mark and 0x4000 != 0 masquerade; }
+	chain forward { type filter hook forward priority 0; ct state invalid counter drop; }
+}
+END`)
+	echo := n.echoServer(t, pod, n.pod(7)+":90")
+	dial := func(from *nstest.NS, local, to string) *flow {
+		t.Helper()
+		var f flow
+		if err := from.Do(func() (err error) {
+			d := net.Dialer{Timeout: patience, LocalAddr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(local))}
+			f.Conn, err = d.Dial("tcp", to)
+			return err
+		}); err != nil {
+			t.Fatalf("%s to %s: %v", local, to, err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		return &f
+	}
+	flows := map[string]*flow{
+		"Service, first":            dial(n.vpc, n.peer+":4001", n.nodeIP+":30080"),
+		"probe, the second":         dial(n.host, n.nodeIP+":4001", echo),
+		"probe, first":              dial(n.host, n.nodeIP+":4002", echo),
+		"Service, the second":       dial(n.vpc, n.peer+":4002", n.nodeIP+":30080"),
+		"load balancer to the pod":  dial(n.vpc, n.peer+":4003", echo),
+		"load balancer by the node": dial(n.vpc, n.internet+":4003", n.nodeIP+":30080"),
+	}
+	for range 20 {
+		for name, f := range flows {
+			if err := f.echo(); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+	}
+	// Probes from one port, each as soon as the one before it has ended.
+	for i := range 20 {
+		f := dial(n.host, n.nodeIP+":4004", echo)
+		if err := f.echo(); err != nil {
+			t.Fatalf("probe %d: %v", i, err)
+		}
+		if tcp, ok := f.Conn.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0)
+		}
+		_ = f.Close()
+	}
+	n.checkDrops()
+}
+
+// echoServer sends back what it gets, and returns its address.
+func (n *trunk) echoServer(t *testing.T, ns *nstest.NS, addr string) string {
+	t.Helper()
+	var l net.Listener
+	if err := ns.Do(func() (err error) {
+		l, err = net.Listen("tcp", addr)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_, _ = io.Copy(c, c)
+				_ = c.Close()
+			}()
+		}
+	}()
+	return l.Addr().String()
 }

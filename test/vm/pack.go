@@ -55,6 +55,7 @@ func pack(ctx context.Context, to, tmp, kernel string, suites []suite, timeout t
 			return err
 		}
 		args := []string{"-test.v", fmt.Sprintf("-test.timeout=%s", timeout), "-test.run", s.run}
+		args = append(args, s.args...)
 		plan.Suites = append(plan.Suites, protocol.Suite{
 			Name: s.pkg, Binary: "/" + name, Dir: path.Join("/suites", s.pkg), Args: args, Seconds: int(timeout.Seconds()),
 		})

@@ -106,6 +106,14 @@ func setMark(f field, mask, value uint32) nfttable.Rule {
 	return append(r, &expr.Meta{Key: expr.MetaKeyMARK, Register: register, SourceRegister: true})
 }
 
+// setZone has the packet's connection tracked in a zone.
+func setZone(zone uint16) nfttable.Rule {
+	return nfttable.Rule{
+		&expr.Immediate{Register: register, Data: binary.NativeEndian.AppendUint16(nil, zone)},
+		&expr.Ct{Key: expr.CtKeyZONE, Register: register, SourceRegister: true},
+	}
+}
+
 type ctDirection byte
 
 const (

@@ -16,6 +16,7 @@ const (
 	priorityMarks       = -90
 	prioritySNAT        = 100
 	prioritySourceCheck = -300
+	priorityZone        = -300 // before connection tracking, at -200
 )
 
 // Names of the sets and maps.
@@ -30,9 +31,17 @@ const (
 	chainPrimary = "from_primary" // came in by the primary ENI
 	chainPodOut  = "pod_out"      // leaves a pod of a secondary ENI
 	chainPost    = "postrouting"  // base chain: source NAT
+	chainZone    = "zone"         // base chain: strict pods' connections are tracked apart
 	chainSource  = "source_check" // base chain: pods send from their own addresses
 	eniChain     = "eni_"         // and the ENI's number: came from a pod of this ENI
 )
+
+// strictZone is the conntrack zone of what comes in by the links of strict branch ENIs' pods. Packets between the node
+// and such a pod pass conntrack twice: on their way out by the node's ENI, and again when the VPC brings them back by the
+// branch ENI. In one zone the second passage is a connection of its own with the addresses that the first one has put on
+// the wire; a connection of the node that happens to have the same ones is then taken for it, and both hang. A Service's
+// source NAT and a probe of the kubelet meet like that.
+const strictZone = 1
 
 // filter renders the family's table. Its rules mention no link and no address but the primary one: those are elements
 // of named sets, so that an ENI or an address that comes or goes changes elements and its own three chains only.
@@ -93,6 +102,13 @@ func (f *family) filter(cfg Config, m marks, primary ENI, secondary []eni) Filte
 			Name:  chainPost,
 			Base:  &nfttable.Base{Type: "nat", Hook: unix.NF_INET_POST_ROUTING, Priority: prioritySNAT},
 			Rules: postroutingRules(cfg, primary.Address),
+		})
+	}
+	if cfg.BranchPods != BranchOff {
+		chains = append(chains, nfttable.Chain{
+			Name:  chainZone,
+			Base:  &nfttable.Base{Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: priorityZone},
+			Rules: []nfttable.Rule{join(groupIs(iifgroup, names.GroupStrictPod), setZone(strictZone))},
 		})
 	}
 	if f.groupCheck {

@@ -24,7 +24,10 @@ import (
 	"vpccni/pkg/networkutils/nstest"
 )
 
-var update = flag.Bool("update", false, "write the golden files")
+var (
+	update  = flag.Bool("update", false, "write the golden files")
+	updates = flag.Int("updates", 100, "changes under load; an emulated machine is slow")
+)
 
 func TestMain(m *testing.M) { nstest.Main(m) }
 

@@ -401,7 +401,7 @@ func TestNoConnectionIsLostDuringUpdates(t *testing.T) {
 	base := v.configDual()
 	v.apply(base)
 
-	const updates = 100
+	updates := *updates
 	stop := make(chan struct{})
 	var (
 		wg       sync.WaitGroup

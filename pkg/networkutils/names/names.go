@@ -90,6 +90,9 @@ var (
 // Names of veths change with their prefix; the group of a veth stays.
 const GroupSourceCheck = 0x5643
 
+// GroupStrictPod is the device group of both links of a pod on a branch ENI whose security groups are enforced strictly.
+const GroupStrictPod = 0x5644
+
 // RouteProtocol marks routes as ours (rtm_protocol, see /etc/iproute2/rt_protos: unused upstream). Routes of pods in
 // table main keep protocol boot, as every version before this one wrote them.
 const RouteProtocol = 89

@@ -39,6 +39,9 @@ const (
 	BranchStandard
 )
 
+// strict tells whether there is a branch ENI, and it sees all of the pod's packets.
+func (b *Branch) strict() bool { return b != nil && b.Mode == BranchStrict }
+
 func (b *Branch) validate(addr netip.Addr) error {
 	switch {
 	case b.VLAN < 1 || b.VLAN > names.MaxVLAN:
@@ -133,6 +136,9 @@ func newVLAN(b *Branch) message {
 	m.str(unix.IFLA_IFNAME, name)
 	m.u32(unix.IFLA_LINK, uint32(b.Parent))
 	m.bytes(unix.IFLA_ADDRESS, b.MAC)
+	if b.strict() {
+		m.u32(unix.IFLA_GROUP, names.GroupStrictPod)
+	}
 	m.nested(unix.IFLA_LINKINFO, func() {
 		m.str(unix.IFLA_INFO_KIND, "vlan")
 		m.nested(unix.IFLA_INFO_DATA, func() {
@@ -148,7 +154,7 @@ func branchState(iface Interface, veth, vlan int32) []message {
 	b := iface.Branch
 	name, table, addr := names.VLANLink(b.VLAN), names.VLANTable(b.VLAN), iface.Address.Addr()
 	var state []message
-	if b.Mode == BranchStrict {
+	if b.strict() {
 		state = append(state,
 			newRuleIn(family(addr), iface.HostVeth, table),
 			newRuleIn(family(addr), name, table))

@@ -23,9 +23,12 @@ func newVeth(iface Interface, macs macPair, netns int, want vethIndexes) message
 	m.str(unix.IFLA_IFNAME, iface.HostVeth)
 	m.u32(unix.IFLA_MTU, uint32(iface.MTU))
 	m.bytes(unix.IFLA_ADDRESS, macs.host[:])
-	// The rule for the group asks which link leads to a source, in tables that do not know strict branch pods. What these
-	// send has to pass the VPC's own check of their branch ENI.
-	if strict := iface.Branch != nil && iface.Branch.Mode == BranchStrict; iface.SourceCheck && !strict {
+	switch {
+	case iface.Branch.strict():
+		// Without the source check's group: its rule asks which link leads to a source in tables that do not know these
+		// pods. What they send has to pass the VPC's own check of their branch ENI.
+		m.u32(unix.IFLA_GROUP, names.GroupStrictPod)
+	case iface.SourceCheck:
 		m.u32(unix.IFLA_GROUP, names.GroupSourceCheck)
 	}
 	m.nested(unix.IFLA_LINKINFO, func() {
