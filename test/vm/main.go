@@ -79,12 +79,18 @@ func run(ctx context.Context) (ok bool, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
-	var out report
-	if *verbose {
-		out.echo = os.Stdout
-	}
 	started := time.Now()
-	err = boot(ctx, filepath.Join(*kernel, "vmlinuz"), initramfs, &out)
-	out.print(os.Stdout, time.Since(started))
-	return err == nil && out.passed(len(chosen)), err
+	for n := 1; ; n++ {
+		var out report
+		if *verbose {
+			out.echo = os.Stdout
+		}
+		err = boot(ctx, filepath.Join(*kernel, "vmlinuz"), initramfs, &out)
+		if err != nil && ctx.Err() == nil && !out.booted.Load() && n < maxBoots {
+			fmt.Printf("boot %d of %d came to nothing: %v\n", n, maxBoots, err)
+			continue
+		}
+		out.print(os.Stdout, time.Since(started))
+		return err == nil && out.passed(len(chosen)), err
+	}
 }

@@ -9,10 +9,18 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"text/tabwriter"
 	"time"
 
 	"vpccni/test/vm/protocol"
+)
+
+// bootPatience is how long a kernel may take to its first process: 7 s, but for a busy host. One that hangs or panics
+// before that says nothing about the tests, and is started again, at most maxBoots times in all.
+const (
+	bootPatience = 2 * time.Minute
+	maxBoots     = 3
 )
 
 // boot runs the virtual machine until it ends by itself, or ctx ends. It is emulated throughout (TCG), so that it runs where
@@ -22,7 +30,9 @@ func boot(ctx context.Context, kernel, initramfs string, out *report) error {
 		"-M", "pc,usb=off,vmport=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1536",
 		"-nodefaults", "-no-user-config", "-nic", "none", "-display", "none", "-no-reboot",
 		"-kernel", kernel, "-initrd", initramfs, "-serial", "stdio",
-		"-append", "console=ttyS0 loglevel=7 reboot=t panic=-1 oops=panic rdinit=/init mitigations=off random.trust_cpu=on")
+		"-append", "console=ttyS0 loglevel=7 reboot=t panic=-1 oops=panic rdinit=/init mitigations=off random.trust_cpu=on "+
+			// A busy host keeps the emulated timer from ticking as often as the kernel wants to see at its start.
+			"no_timer_check")
 	cmd.WaitDelay = 5 * time.Second
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -33,8 +43,14 @@ func boot(ctx context.Context, kernel, initramfs string, out *report) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	stuck := time.AfterFunc(bootPatience, func() {
+		if !out.booted.Load() {
+			_ = cmd.Process.Kill()
+		}
+	})
 	out.read(stdout)
 	err = cmd.Wait()
+	stuck.Stop()
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("the virtual machine did not end in time: %w", context.Cause(ctx))
@@ -52,6 +68,7 @@ func boot(ctx context.Context, kernel, initramfs string, out *report) error {
 type report struct {
 	echo io.Writer // takes a copy of the console, if set
 
+	booted  atomic.Bool
 	release string
 	broken  string
 	done    bool
@@ -83,6 +100,7 @@ func (r *report) read(console io.Reader) {
 		}
 		if rest, ok := strings.CutPrefix(line, protocol.Booted); ok {
 			r.release = rest
+			r.booted.Store(true)
 		} else if rest, ok := strings.CutPrefix(line, protocol.Broken); ok {
 			r.broken = rest
 		} else if line == protocol.Done {
