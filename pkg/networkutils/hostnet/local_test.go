@@ -50,7 +50,7 @@ func TestNoConnectionIsLostWhenTheLocalRuleMoves(t *testing.T) {
 			})
 		}
 	}
-	for i := range 60 {
+	for i := range min(60, *updates) {
 		cfg := v.configDual()
 		cfg.BranchPods = []BranchMode{BranchStrict, BranchStandard, BranchStrict, BranchOff}[i%4]
 		if report, err := v.host.Apply(context.Background(), cfg); err != nil || report.Writes == 0 {
