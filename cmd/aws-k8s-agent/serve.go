@@ -194,6 +194,7 @@ func serve(ctx context.Context, cfg config.Config, started time.Time, log *slog.
 			daemon.HostChanged()
 		})
 	})
+	group.Go(func() error { return host.KeepPods(ctx, daemon, daemon.HostRepaired) })
 	group.Go(func() error {
 		bootstrap.Refresh(ctx, clock, "ranges of the VPC", log, func(ctx context.Context) error {
 			cidrs, err := imds.VPCCIDRs(ctx)

@@ -15,6 +15,7 @@ import (
 	"vpccni/pkg/ipamd/checkpoint"
 	"vpccni/pkg/ipamd/datastore"
 	"vpccni/pkg/ipamd/warmpool"
+	"vpccni/pkg/networkutils/hostnet"
 )
 
 // Times that the controller works by. The shell's deadlines are in daemon.go.
@@ -24,9 +25,6 @@ const (
 	// settleTime is how long EC2's answers may lag behind a change of this node's: until then a difference in what
 	// EC2 says proves nothing.
 	settleTime = 30 * time.Second
-	// repairPace is the least time between an Apply and one that only the kernel's events ask for: two programs that
-	// undo each other's work must not keep the node busy.
-	repairPace = 500 * time.Millisecond
 	// stuckAfter is how long an ENI may take to become ready on the host before the plan stops counting on it.
 	stuckAfter = 30 * time.Second
 )
@@ -122,6 +120,7 @@ func newController(o Options, r *rand.Rand) *controller {
 		c.set.Queue = DefaultQueue
 	}
 	c.counters.AddsRefused, c.counters.Failures = map[Code]uint64{}, map[Failure]uint64{}
+	c.counters.RepairsOf = map[hostnet.Kind]uint64{}
 	c.notices = notices{episodes: map[string]*episode{}}
 	c.requests = requests{adds: map[uint64]*add{}, sandboxes: map[datastore.Key]*sandbox{}, releasing: map[datastore.Key]int{}}
 	c.network = network{vpc: slices.Clone(o.VPCCIDRs), announced: announcedBefore(o.Restored.Journal, o.Identity.InstanceID)}
@@ -160,6 +159,8 @@ func (c *controller) step(ev event, now time.Time) []effect {
 		c.hostChanged(now)
 	case evAnnounced:
 		c.wasAnnounced(ev)
+	case evRepaired:
+		c.repaired(ev.Changes, ev.By)
 	case evTimer:
 		c.timerAt = time.Time{}
 	}

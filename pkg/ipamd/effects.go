@@ -59,6 +59,8 @@ type (
 	evTimer struct{}
 	// evHost says that the host's network may have been changed.
 	evHost struct{}
+	// evRepaired says what was put right of pods' wiring.
+	evRepaired struct{ hostnet.Repair }
 	// evVPC says that the VPC's ranges changed.
 	evVPC struct{ cidrs []netip.Prefix }
 	// evNode says what Kubernetes says of the node.
@@ -78,6 +80,7 @@ func (evCalled) isEvent()      {}
 func (evApplied) isEvent()     {}
 func (evTimer) isEvent()       {}
 func (evHost) isEvent()        {}
+func (evRepaired) isEvent()    {}
 func (evVPC) isEvent()         {}
 func (evNode) isEvent()        {}
 func (evLeaving) isEvent()     {}

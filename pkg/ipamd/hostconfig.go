@@ -1,9 +1,12 @@
 package ipamd
 
 import (
+	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"vpccni/pkg/ipamd/datastore"
@@ -19,7 +22,7 @@ type network struct {
 	applyAt    time.Time // no effApply before
 	applyFails int
 	netVersion uint64 // counts effApply
-	appliedAt  time.Time
+	pace       hostnet.Pace
 	repairAt   time.Time // when to look at what somebody else changed; zero: nothing was
 	announced  announcements
 }
@@ -34,9 +37,26 @@ func (c *controller) hostChanged(now time.Time) {
 }
 
 func (c *controller) paceRepair() {
-	if paced := c.appliedAt.Add(repairPace); !c.repairAt.IsZero() && c.repairAt.Before(paced) {
+	if paced := c.pace.Next(); !c.repairAt.IsZero() && c.repairAt.Before(paced) {
 		c.repairAt = paced
 	}
+}
+
+// repaired counts what was put right, and says so.
+func (c *controller) repaired(changes map[hostnet.Kind]int, by []string) {
+	c.counters.Repairs++
+	var kinds []string
+	n := 0
+	for _, kind := range slices.Sorted(maps.Keys(changes)) {
+		c.counters.RepairsOf[kind] += uint64(changes[kind])
+		kinds = append(kinds, fmt.Sprintf("%d %s", changes[kind], kind))
+		n += changes[kind]
+	}
+	if len(by) == 0 {
+		by = []string{"unknown"}
+	}
+	c.log(slog.LevelWarn, "host network put right: somebody else had changed it", "changes", n,
+		"kinds", strings.Join(kinds, ", "), "by", strings.Join(by, ", "))
 }
 
 func (c *controller) vpcChanged(cidrs []netip.Prefix) {
@@ -80,7 +100,8 @@ func (c *controller) hostConfig(now time.Time) hostnet.Config {
 
 // applied makes usable what the host's network is ready for, and nothing else.
 func (c *controller) applied(ev evApplied, now time.Time) {
-	c.applying, c.appliedAt = false, now
+	c.applying = false
+	c.pace.Did(now, ev.err != nil || c.repairing && ev.report.Writes > 0)
 	c.paceRepair()
 	if ev.err != nil {
 		c.counters.ApplyErrors++
@@ -90,8 +111,7 @@ func (c *controller) applied(ev evApplied, now time.Time) {
 		return
 	}
 	if c.repairing && ev.report.Writes > 0 {
-		c.counters.Repairs++
-		c.log(slog.LevelWarn, "host network put right: somebody else had changed it", "changes", ev.report.Writes)
+		c.repaired(ev.report.Changes, ev.report.By)
 	}
 	failed := false
 	for _, x := range ev.cfg.ENIs {

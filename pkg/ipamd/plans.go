@@ -178,6 +178,7 @@ func (c *controller) view(now time.Time) View {
 		Refusals: c.refusals.Active(now), Counters: c.counters}
 	v.Plan.Actions = append([]warmpool.Action(nil), c.plan.Actions...)
 	v.Counters.AddsRefused, v.Counters.Failures = maps.Clone(c.counters.AddsRefused), maps.Clone(c.counters.Failures)
+	v.Counters.RepairsOf = maps.Clone(c.counters.RepairsOf)
 	if len(c.queue) > 0 {
 		v.OldestAdd = now.Sub(c.queue[0].since)
 	}

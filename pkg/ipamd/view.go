@@ -5,6 +5,7 @@ import (
 
 	"vpccni/pkg/ipamd/datastore"
 	"vpccni/pkg/ipamd/warmpool"
+	"vpccni/pkg/networkutils/hostnet"
 )
 
 // View is everything the daemon knows, copied: for introspection and metrics.
@@ -106,7 +107,9 @@ type Counters struct {
 	ENIsFound, ENIsGone           uint64
 	AddressesFound, AddressesGone uint64
 	// Repairs are Applies that only the kernel's events asked for and that had something to put right.
-	Repairs  uint64
-	NotReady uint64 // times that the host's network was not ready for an ENI
-	Failures map[Failure]uint64
+	Repairs uint64
+	// RepairsOf are the single changes of all repairs, by kind.
+	RepairsOf map[hostnet.Kind]uint64
+	NotReady  uint64 // times that the host's network was not ready for an ENI
+	Failures  map[Failure]uint64
 }

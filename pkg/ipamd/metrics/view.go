@@ -10,6 +10,7 @@ import (
 	"vpccni/pkg/ipamd"
 	"vpccni/pkg/ipamd/datastore"
 	"vpccni/pkg/ipamd/warmpool"
+	"vpccni/pkg/networkutils/hostnet"
 )
 
 // viewCollector reads the daemon's view once per scrape.
@@ -23,7 +24,7 @@ type viewCollector struct {
 	adds, noAddress, forcedENIs, forcedIPs           *prometheus.Desc
 	byState, unplaced, waiting, oldest, ready        *prometheus.Desc
 	phases, refused, addsRefused, undone, unverified *prometheus.Desc
-	podENI, utils, repairs                           *prometheus.Desc
+	podENI, utils, repairs, repairsOf                *prometheus.Desc
 }
 
 func newViewCollector(view func() ipamd.View) *viewCollector {
@@ -54,6 +55,7 @@ func newViewCollector(view func() ipamd.View) *viewCollector {
 	c.utils = desc("awscni_aws_utils_error_count", "Failures to tidy up after an ENI", "fn", "error")
 	// New ones.
 	c.repairs = desc("awscni_host_repairs_count", "Times that the host's network was put right after somebody else changed it")
+	c.repairsOf = desc("awscni_host_repairs_total", "Single things of the host's network that were put right after somebody else changed them", "kind")
 	c.byState = desc("awscni_addresses", "Addresses held for pods, by what they are doing", "state")
 	c.unplaced = desc("awscni_unplaced_addresses", "Addresses that pods hold on no ENI that is known")
 	c.waiting = desc("awscni_waiting_adds", "AddNetwork requests that wait for an address")
@@ -178,6 +180,9 @@ func (c *viewCollector) work(s sink, v ipamd.View) {
 	s.count(c.podENI, 0, "nodeInit")
 	s.count(c.podENI, 0, "tryEnableSecurityGroupsForPods")
 	s.count(c.repairs, v.Counters.Repairs)
+	for _, kind := range hostnet.Kinds() {
+		s.count(c.repairsOf, v.Counters.RepairsOf[kind], string(kind))
+	}
 	s.count(c.reconciles, v.Counters.ENIsFound, "eniReconcileAdd")
 	s.count(c.reconciles, v.Counters.ENIsLost+v.Counters.ENIsGone, "eniReconcileDel")
 	s.count(c.reconciles, v.Counters.AddressesFound, "eniDataStorePoolReconcileAdd")
