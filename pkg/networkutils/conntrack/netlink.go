@@ -17,6 +17,8 @@ const (
 	msgDelete = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2 // IPCTNL_MSG_CT_DELETE
 
 	attrOrig, attrReply, attrID, attrZone = 1, 2, 12, 18 // CTA_TUPLE_ORIG, …
+	attrStatus                            = 3            // CTA_STATUS
+	seenReply                             = 1 << 1       // IPS_SEEN_REPLY
 	tupleIP                               = 1            // CTA_TUPLE_IP
 	ipv4Src, ipv4Dst, ipv6Src, ipv6Dst    = 1, 2, 3, 4   // CTA_IP_V4_SRC, …
 

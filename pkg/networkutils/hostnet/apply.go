@@ -50,6 +50,7 @@ func (h *Host) Apply(ctx context.Context, cfg Config) (Report, error) {
 	if err := a.run(ctx); err != nil {
 		a.failAll(err)
 	}
+	a.mend(ctx, cfg)
 	h.setScope(a.desired, a.linkOf, a.localBehind)
 	h.last = applied{
 		cfg: cfg.clone(), desired: a.desired, linkOf: a.linkOf, tables: a.desired.tables(), localBehind: a.localBehind,
@@ -67,6 +68,7 @@ type apply struct {
 	desired Desired
 	look    look
 	repair  bool            // the Config is the same as last time, and the state was as it should be
+	bare    bool            // there was no table before the first Apply: what began until then had no source NAT
 	linkOf  map[string]link // by ENI id
 	report  Report
 	errs    []error
@@ -436,6 +438,7 @@ func (a *apply) filter(ctx context.Context) error {
 		if err := a.keepEgress(have, &want); err != nil {
 			return err
 		}
+		a.bare = a.bare || have == nil && a.h.last.tables == nil
 		change, err := nfttable.Diff(have, &want)
 		if err != nil {
 			return err

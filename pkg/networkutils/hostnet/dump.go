@@ -40,31 +40,42 @@ func (h *Host) routesOf(f *family, table, link int) ([]route, error) {
 func (h *Host) addressesOf(index int) ([]netip.Prefix, error) {
 	var all []netip.Prefix
 	for _, f := range families {
-		list, err := dump(func() ([]netip.Prefix, error) {
-			req := h.rtnl.request(unix.RTM_GETADDR, unix.NLM_F_DUMP)
-			msg := nl.NewIfAddrmsg(f.number)
-			msg.Index = uint32(index)
-			req.AddData(msg)
-			msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
-			if err != nil {
-				return nil, err
-			}
-			var list []netip.Prefix
-			for _, m := range msgs {
-				if p, link := parseAddress(m); link == index && p.IsValid() && familyOf(p.Addr()) == f {
-					list = append(list, p)
-				}
-			}
-			return list, nil
-		})
-		switch {
-		case errors.Is(err, unix.ENODEV): // the link is gone, and its addresses with it
-		case err != nil && !absent(err):
-			return nil, fmt.Errorf("list addresses: %w", err)
+		list, err := h.addresses(f, index)
+		if err != nil {
+			return nil, err
 		}
 		all = append(all, list...)
 	}
 	return all, nil
+}
+
+// addresses dumps a family's addresses of a link, or of all if its index is 0.
+func (h *Host) addresses(f *family, index int) ([]netip.Prefix, error) {
+	list, err := dump(func() ([]netip.Prefix, error) {
+		req := h.rtnl.request(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+		msg := nl.NewIfAddrmsg(f.number)
+		msg.Index = uint32(index)
+		req.AddData(msg)
+		msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
+		if err != nil {
+			return nil, err
+		}
+		var list []netip.Prefix
+		for _, m := range msgs {
+			p, link := parseAddress(m)
+			if (index == 0 || link == index) && p.IsValid() && familyOf(p.Addr()) == f {
+				list = append(list, p)
+			}
+		}
+		return list, nil
+	})
+	switch {
+	case errors.Is(err, unix.ENODEV): // the link is gone, and its addresses with it
+		return nil, nil
+	case err != nil && !absent(err):
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	return list, nil
 }
 
 // parseAddress reads an RTM_NEWADDR message.

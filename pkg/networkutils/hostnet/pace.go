@@ -10,8 +10,8 @@ import (
 const (
 	paceFirst  = 500 * time.Millisecond // the least time between two repairs
 	paceLast   = 8 * time.Second
-	streakGap  = 1500 * time.Millisecond // more than two folds and a repair: what follows later is no answer to it
-	streakFree = 300                     // repairs of a streak that keep the first pace: two and a half minutes of it
+	streakGap  = 300 * time.Millisecond // what comes later than that after the pace would allow it is no answer to the last repair
+	streakFree = 300                    // repairs of a streak that keep the first pace: two and a half minutes of it
 )
 
 // Pace spaces repairs. Its zero value has seen none.

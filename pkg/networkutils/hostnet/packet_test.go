@@ -442,7 +442,7 @@ func TestNoConnectionIsLostDuringUpdates(t *testing.T) {
 	}
 	for i := range updates {
 		cfg := base
-		switch i % 4 {
+		switch i % 5 {
 		case 0: // elements of the map and the exempt set
 			cfg.ENIs = []ENI{base.ENIs[0], with6(base.ENIs[1], "10.0.1.64/28", "2001:db8:10:1:c::/80")}
 			cfg.VPCCIDRs = append(cfg.VPCCIDRs, prefixes("10.77.0.0/16")...)
@@ -452,6 +452,8 @@ func TestNoConnectionIsLostDuringUpdates(t *testing.T) {
 			cfg.SNATRandom = SNATRandomNone
 		case 3: // everything
 			v.refill(base)
+		case 4: // ranges that are excluded, also inside of others
+			cfg.ExcludeSNATCIDRs = prefixes("198.51.100.0/24", "10.0.0.0/8")
 		}
 		if _, err := v.host.Apply(context.Background(), cfg); err != nil {
 			t.Error(err)
