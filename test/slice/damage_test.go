@@ -84,10 +84,10 @@ func damages() []damage {
 		{"systemd-networkd", plain(`ip -4 route flush table all proto 89
 			for p in 512 513 1024 32765; do while ip rule del priority $p protocol 89; do :; done; done 2>/dev/null
 			while ip rule del priority 1537 protocol 89; do :; done 2>/dev/null
-			ip address flush dev ETH; ip address add OWN dev ETH
+			ip address flush dev ETH; ip address add OWN brd + dev ETH
 			for l in eth0 ETH; do echo 1 > /proc/sys/net/ipv4/conf/$l/rp_filter; done`)},
 		{"NetworkManager", plain(`ip link set ETH down; ip address flush dev ETH; ip link set ETH up
-			ip address add OWN dev ETH; ip rule add priority 30400 from SRC lookup 30400; ip rule del priority 30400`)},
+			ip address add OWN brd + dev ETH; ip rule add priority 30400 from SRC lookup 30400; ip rule del priority 30400`)},
 	}
 }
 
