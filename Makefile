@@ -17,7 +17,7 @@ KUBE_VERSION = $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2 }' test/kubep
 # One package per line of work: the packages whose tests need a kernel network run in namespaces of their own.
 TEST_TIMEOUT ?= 10m
 
-.PHONY: all build demo test vm check fmt chaos fuzz bench matrix fleet waste generate docs clean help
+.PHONY: all build demo test vm check fmt chaos fuzz bench repair matrix fleet waste generate docs clean help
 
 all: build
 
@@ -86,6 +86,13 @@ $(BIN)/kube-proxy: test/kubeproxy/go.mod test/kubeproxy/go.sum
 	@echo "building kube-proxy (about 5 minutes the first time)"
 	CGO_ENABLED=0 $(GO) build -C test/kubeproxy -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$(KUBE_VERSION)" \
 		-o $(CURDIR)/$@ k8s.io/kubernetes/cmd/kube-proxy
+
+REPAIR_ROUNDS ?= 20
+
+repair: ## how fast a node's network comes back: 21 kinds of damage, REPAIR_ROUNDS times each, 100 pods on 4 ENIs (about 10 minutes)
+	@scripts/deps.sh build net
+	@$(MAKE) --no-print-directory build
+	$(GO) test -count=1 -timeout 60m -tags $(TAGS) -v -run RepairTimes ./test/slice -args -repair $(REPAIR_ROUNDS)
 
 fleet: ## 5,000 nodes with pods on virtual time, and 500 that restart at once (some minutes; docs/fleet.md)
 	@$(MAKE) --no-print-directory build

@@ -16,9 +16,9 @@ import (
 
 // ledger is a Pods that the test adds to and takes from.
 type ledger struct {
-	mu   sync.Mutex
-	pods map[netip.Addr]Pod
-	ask  func() // called, if set, before Lives answers
+	mu    sync.Mutex
+	pods  map[netip.Addr]Pod
+	after func() // called, if set, when Lives has made up its mind
 }
 
 func (l *ledger) Pods() []Pod {
@@ -33,14 +33,12 @@ func (l *ledger) Pods() []Pod {
 
 func (l *ledger) Lives(p Pod) bool {
 	l.mu.Lock()
-	ask := l.ask
+	lives, after := l.pods[p.Address] == p, l.after
 	l.mu.Unlock()
-	if ask != nil {
-		ask()
+	if after != nil {
+		after()
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.pods[p.Address] == p
+	return lives
 }
 
 func (l *ledger) assign(address, container string) Pod {
@@ -187,49 +185,50 @@ func awaitKeeper(n *node, l *ledger) {
 	n.Run("ip", "link", "delete", "eni0000000000z")
 }
 
-// A pod whose DEL has been answered stays gone, and so does one whose ADD was taken back; a route of the address's next
-// owner is not touched.
+// Between the word that a pod lives and the write, the pod is released, the plugin removes its routes, and another pod
+// may get the address: what the repair has written goes, and only that.
 func TestKeeperLeavesAddAndDelAlone(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, 1)
-	l := &ledger{}
-	n.keep(l)
-	awaitKeeper(n, l)
-
-	l.assign("10.0.1.31", "a")
-	n.wire("eni0000000000a", "10.0.1.31")
-	// Between the look and the write the pod is released, the plugin removes its routes, and another pod gets the
-	// address.
-	var once sync.Once
-	l.mu.Lock()
-	l.ask = func() {
-		once.Do(func() {
-			l.release("10.0.1.31")
-			n.Run("sh", "-c", "ip route delete 10.0.1.31 table 5120; ip route delete 10.0.1.31; true")
-			l.assign("10.0.1.31", "b")
-			n.wire("eni0000000000b", "10.0.1.31")
-		})
-	}
-	l.mu.Unlock()
-	n.Run("ip", "route", "delete", "10.0.1.31", "table", "5120")
-	led := func(dev string) bool {
-		for _, table := range []string{"main", "5120"} {
-			if !strings.Contains(n.Run("ip", "route", "show", "table", table), "10.0.1.31 dev "+dev) {
-				return false
+	for _, reused := range []bool{false, true} {
+		t.Run(fmt.Sprintf("reused=%v", reused), func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, 1)
+			l := &ledger{}
+			n.keep(l)
+			awaitKeeper(n, l)
+			l.assign("10.0.1.31", "a")
+			n.wire("eni0000000000a", "10.0.1.31")
+			var once sync.Once
+			released := make(chan struct{})
+			l.mu.Lock()
+			l.after = func() {
+				once.Do(func() {
+					l.release("10.0.1.31")
+					n.Run("sh", "-c", "ip route delete 10.0.1.31 table 5120; ip route delete 10.0.1.31; true")
+					if reused {
+						l.assign("10.0.1.31", "b")
+						n.wire("eni0000000000b", "10.0.1.31")
+					}
+					close(released)
+				})
 			}
-		}
-		return true
-	}
-	eventually(t, "the next owner has the address", func() bool { return led("eni0000000000b") })
-	// The next repair proves that the one before is over.
-	l.assign("10.0.1.32", "c")
-	n.wire("eni0000000000c", "10.0.1.32")
-	n.Run("ip", "route", "delete", "10.0.1.32", "table", "5120")
-	eventually(t, "another pod is repaired", func() bool {
-		return strings.Contains(n.Run("ip", "route", "show", "table", "5120"), "10.0.1.32")
-	})
-	if !led("eni0000000000b") {
-		t.Errorf("the next owner lost its routes:\n%s", n.Run("ip", "route", "show", "table", "all"))
+			l.mu.Unlock()
+			n.Run("ip", "route", "delete", "10.0.1.31", "table", "5120")
+			<-released
+			// The next repair proves that this one is over.
+			l.assign("10.0.1.32", "c")
+			n.wire("eni0000000000c", "10.0.1.32")
+			n.Run("ip", "route", "delete", "10.0.1.32", "table", "5120")
+			eventually(t, "another pod is repaired", func() bool {
+				return strings.Contains(n.Run("ip", "route", "show", "table", "5120"), "10.0.1.32")
+			})
+			for _, table := range []string{"main", "5120"} {
+				routes := n.Run("ip", "route", "show", "table", table)
+				if strings.Contains(routes, "10.0.1.31 dev eni0000000000a") || strings.Contains(routes, "10.0.1.31 dev eni0000000000b") != reused {
+					t.Errorf("table %s:\n%s", table, routes)
+				}
+			}
+		})
 	}
 }
 
