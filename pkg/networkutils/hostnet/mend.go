@@ -6,7 +6,6 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"vpccni/pkg/networkutils/conntrack"
@@ -83,7 +82,7 @@ func inNetNS(fd int, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, and the namespace with it
-		if err := netns.Setns(netns.NsHandle(fd), unix.CLONE_NEWNET); err != nil {
+		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 			done <- err
 			return
 		}
