@@ -68,9 +68,7 @@ func (h *Host) KeepPods(ctx context.Context, pods Pods, repaired func(Repair)) e
 			case <-ctx.Done():
 				return nil
 			case <-poll.Chan():
-				k.mu.Lock()
-				k.dirty.all = true
-				k.mu.Unlock()
+				k.doubtAll()
 			case <-wake:
 				if !h.fold(ctx) || !h.until(ctx, pace.Next()) {
 					return nil
@@ -79,6 +77,11 @@ func (h *Host) KeepPods(ctx context.Context, pods Pods, repaired func(Repair)) e
 			r, err := k.repair(ctx)
 			if err != nil && ctx.Err() == nil {
 				h.log.Warn("what pods have on the host is not as it should be", "error", err)
+				k.doubtAll()
+				select {
+				case wake <- struct{}{}:
+				default:
+				}
 			}
 			pace.Did(h.clock.Now(), len(r.Changes) > 0 || err != nil)
 			if len(r.Changes) > 0 {
@@ -128,9 +131,7 @@ func (k *keeper) listen(ctx context.Context, s *nl.NetlinkSocket, wake chan<- st
 			if err := k.learn(); err != nil {
 				return err
 			}
-			k.mu.Lock()
-			k.dirty.all = true
-			k.mu.Unlock()
+			k.doubtAll()
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			continue
 		case err != nil:
@@ -189,6 +190,12 @@ func (k *keeper) heard(m syscall.NetlinkMessage) {
 		k.dirty.addrs[r.dst.Addr()] = true
 		k.blame(m.Header.Pid)
 	}
+}
+
+func (k *keeper) doubtAll() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.dirty.all = true
 }
 
 func (k *keeper) doubtLink(index int, port uint32) {

@@ -88,7 +88,7 @@ func (n *node) podState() string {
 	n.t.Helper()
 	out := n.Run("sh", "-c", `for f in -4 -6; do
 			ip -details $f route show table 5120 2>/dev/null | sort
-			ip -details $f route show table main | grep eni | sort
+			ip -details $f route show table main | grep eni | grep -v fe80 | sort
 		done
 		for l in /sys/class/net/eni*; do l=${l##*/}
 			echo $l $(cat /sys/class/net/$l/mtu /sys/class/net/$l/address /proc/sys/net/ipv4/conf/$l/rp_filter) $(ip link show $l | grep -o ',UP')
