@@ -111,7 +111,7 @@ var (
 	linkLine  = regexp.MustCompile(`(?m)^\d+: ([^:@]+)[^<]*<([^>]*)> mtu (\d+).*link/ether (\S+)`)
 	ownPrefix = regexp.MustCompile(`inet (\S+)`)
 	// Who adds an ENI's address makes a route of it, or not; that route is looked at by itself.
-	noise = strings.NewReplacer(" linkdown", "", " dead", "", " noprefixroute", "")
+	unsteady = strings.NewReplacer(" linkdown", "", " dead", "", " noprefixroute", "")
 )
 
 // state is all of the node's IPv4 network but for counters, in an order of its own: nft and ip list what was made again
@@ -122,7 +122,7 @@ func (p patch) state() string {
 		echo @; ip -oneline link`)
 	rest, links, _ := strings.Cut(text, "@\n")
 	var lines []string
-	for _, line := range strings.Split(noise.Replace(rest), "\n") {
+	for _, line := range strings.Split(unsteady.Replace(rest), "\n") {
 		if !strings.Contains(line, "forever") || strings.Contains(line, " eth") {
 			lines = append(lines, strings.TrimSpace(line))
 		}
