@@ -50,11 +50,11 @@ func TestSyscallsOfAddAndDel(t *testing.T) {
 			if spins := regexp.MustCompile(`/(forwarding|disable_ipv6)", O_(WRONLY|RDWR).*`).FindAllString(calls, -1); len(spins) > 0 {
 				t.Errorf("%s of %s writes %q", command, first, spins)
 			}
-			// strace does not know the pod's socket for rtnetlink's: it prints 0x300 for NLM_F_DUMP there. Looks at an IPv6
-			// address that the kernel is not done with come on top.
+			// strace does not know the pod's socket for rtnetlink's: it prints 0x300 for NLM_F_DUMP there. Further looks at
+			// links and IPv6 addresses that the kernel is not done with come on top.
 			batches := len(regexp.MustCompile(`sendto\(\d+, \[+\{nlmsg_len`).FindAllString(calls, -1))
-			want := map[string]int{"ADD": 3, "DEL": 2}[command]
-			if looks := batches - want; looks != 0 && (command != "ADD" || !strings.Contains(first, ":")) {
+			want := map[string]int{"ADD": 5, "DEL": 2}[command]
+			if batches < want || batches > want && command != "ADD" {
 				t.Errorf("%s of %s: %d batches of netlink messages, want %d\n%s", command, first, batches, want, calls)
 			}
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"time"
 
 	"vpccni/pkg/networkutils/names"
 
@@ -87,30 +86,6 @@ func checkInterface(ctx context.Context, host, inPod *conn, iface Interface, i i
 		return fmt.Errorf("the pod's gateway %s is at %x, not for ever at %x", gateway, at, veth.mac)
 	}
 	return nil
-}
-
-// ownedAtOnce and ownedSeldom are the pauses between two looks at an address that is being finished.
-const (
-	ownedAtOnce = 200 * time.Microsecond
-	ownedSeldom = 20 * time.Millisecond
-)
-
-// waitOwned waits until the pod takes packets to its IPv6 address. The kernel is done with an address without duplicate
-// address detection at once, but not when it says so: the route to it, and the pod's answers to those who ask for its MAC
-// address, come from a worker that waits for the lock of all other ADDs.
-func waitOwned(ctx context.Context, inPod *conn, addr netip.Addr) error {
-	for pause := ownedAtOnce; ; pause = min(2*pause, ownedSeldom) {
-		if own, err := inPod.owns(ctx, addr); err != nil || own.link != 0 {
-			return err
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("address %s is not finished: %w", addr, ctx.Err())
-		case <-timer.C:
-		}
-	}
 }
 
 // owns asks how packets to an address are delivered here; the zero decision if they are not.

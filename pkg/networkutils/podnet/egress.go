@@ -145,12 +145,11 @@ func (w *wiring) addEgress(ctx context.Context, e Egress) error {
 	if err := w.host.all(ctx, e.hostState(veth.host)); err != nil {
 		return fmt.Errorf("on the host: %w", err)
 	}
+	var owned netip.Addr
 	if v6 {
-		if err := waitOwned(ctx, inPod, e.Address); err != nil {
-			return fmt.Errorf("in the pod: %w", err)
-		}
+		owned = e.Address
 	}
-	return nil
+	return w.ready(ctx, inPod, iface.HostVeth, iface.Name, owned)
 }
 
 // podState is what the interface needs inside the pod. The neighbour is for ever in both families: nobody has to be asked.

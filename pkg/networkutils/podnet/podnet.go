@@ -177,10 +177,20 @@ func (w *wiring) add(ctx context.Context, pod Pod, i int) error {
 	if err != nil {
 		return fmt.Errorf("on the host: %w", err)
 	}
-	if v6 {
-		if err := waitOwned(ctx, inPod, iface.v6()); err != nil {
-			return fmt.Errorf("in the pod: %w", err)
-		}
+	return w.ready(ctx, inPod, iface.HostVeth, iface.Name, iface.v6())
+}
+
+// ready waits until packets pass the pair both ways, and reach the pod's IPv6 address if it has one.
+func (w *wiring) ready(ctx context.Context, inPod *conn, hostVeth, name string, v6 netip.Addr) error {
+	if err := waitRunning(ctx, w.host, hostVeth); err != nil {
+		return fmt.Errorf("on the host: %w", err)
+	}
+	err := waitRunning(ctx, inPod, name)
+	if err == nil && v6.IsValid() {
+		err = waitOwned(ctx, inPod, v6)
+	}
+	if err != nil {
+		return fmt.Errorf("in the pod: %w", err)
 	}
 	return nil
 }

@@ -135,7 +135,9 @@ func TestSetupSendsAFixedNumberOfBatches(t *testing.T) {
 	host.Run("ip", "link", "add", "eth0", "type", "veth") // a node has links, so the two ends get different indexes
 	var batches, veths int
 	dial := dialer{observe: func(messages []message) {
-		batches++
+		if !asks(messages) {
+			batches++
+		}
 		for _, m := range messages {
 			if m.flags&unix.NLM_F_DUMP == unix.NLM_F_DUMP {
 				t.Errorf("%s is a dump", m.what)
@@ -154,6 +156,16 @@ func TestSetupSendsAFixedNumberOfBatches(t *testing.T) {
 	if batches != 3 || veths != 1 {
 		t.Errorf("%d batches and %d new links, want 3 and 1", batches, veths)
 	}
+}
+
+// asks reports whether a batch changes nothing: how often Setup asks whether a link is ready is for the kernel to say.
+func asks(messages []message) bool {
+	for _, m := range messages {
+		if m.typ != unix.RTM_GETLINK && m.typ != unix.RTM_GETROUTE {
+			return false
+		}
+	}
+	return true
 }
 
 func TestEndsNeverShareAnIndex(t *testing.T) {
