@@ -59,6 +59,7 @@ chaos: ## the long versions of the randomised tests; seeds are printed (about 20
 	$(GO) test -count=1 -timeout 30m -tags $(TAGS) -v -run Properties ./pkg/ipamd/warmpool -args -sequences 100000
 	$(GO) test -race -count=5 -timeout 30m -tags $(TAGS) -run 'Properties|AgainstModel|Invariants|ManyAtOnce|Transition' \
 		./pkg/ipamd/datastore ./lab/ec2 ./pkg/networkutils/hostnet
+	$(GO) test -race -count=1 -timeout 30m -tags $(TAGS) -v -run 'NoConnectionIsLost' ./pkg/networkutils/hostnet -args -updates 100
 
 FUZZTIME ?= 10m
 

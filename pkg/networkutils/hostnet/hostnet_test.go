@@ -26,7 +26,7 @@ import (
 
 var (
 	update  = flag.Bool("update", false, "write the golden files")
-	updates = flag.Int("updates", 100, "changes under load; an emulated machine is slow")
+	updates = flag.Int("updates", 30, "changes under load; make chaos does 100, an emulated machine fewer")
 )
 
 func TestMain(m *testing.M) { nstest.Main(m) }
