@@ -29,6 +29,8 @@ type batch struct {
 	adds []*add
 	dels []*del
 	ops  []*operation // to begin their calls
+	// undone are sandboxes whose address was taken back. Nobody waits, but a DEL of theirs would.
+	undone []datastore.Key
 }
 
 // urgent tells whether a request waits for the commit.
@@ -60,6 +62,13 @@ func (c *controller) committed(err error, now time.Time) {
 		c.counters.CommitErrors++
 		c.unsaved, c.notTill = true, now.Add(commitRetry)
 		c.log(slog.LevelError, "state not durable", "error", err)
+	}
+	if err != nil {
+		c.next.undone = append(c.next.undone, b.undone...)
+	} else {
+		for _, key := range b.undone {
+			c.released(key)
+		}
 	}
 	// Releases first: who hears of them has to do so before he hears that the address is another pod's.
 	for _, d := range b.dels {
@@ -97,18 +106,35 @@ func (c *controller) addCommitted(a *add, err error, now time.Time) {
 	}
 	if s := c.sandboxes[a.key]; s != nil && s.fresh && !s.delivered {
 		s.fresh = false
-		if _, undoErr := c.store.Undo(a.key, now); undoErr != nil && !errors.Is(undoErr, datastore.ErrUnknownPod) {
+		if _, undoErr := c.undo(a.key, now); undoErr != nil && !errors.Is(undoErr, datastore.ErrUnknownPod) {
 			err = errors.Join(err, undoErr)
 		}
 	}
 	c.refuse(a, &Refusal{CodeStorage, "the address could not be recorded: " + err.Error()})
 }
 
+// undo takes back an address that nobody got to know of. Until that is durable a crash brings it back, so a DEL has to
+// wait: the runtime says it once.
+func (c *controller) undo(key datastore.Key, now time.Time) (datastore.Allocation, error) {
+	alloc, err := c.store.Undo(key, now)
+	if err == nil {
+		c.unsaved = true
+		c.releasing[key]++
+		c.next.undone = append(c.next.undone, key)
+	}
+	return alloc, err
+}
+
+// released hears that a release is durable, or that it is none.
+func (c *controller) released(key datastore.Key) {
+	if c.releasing[key]--; c.releasing[key] <= 0 {
+		delete(c.releasing, key)
+	}
+}
+
 func (c *controller) delCommitted(d *del, err error, now time.Time) {
 	if !d.unknown {
-		if c.releasing[d.key]--; c.releasing[d.key] <= 0 {
-			delete(c.releasing, d.key)
-		}
+		c.released(d.key)
 	}
 	switch {
 	case err != nil:

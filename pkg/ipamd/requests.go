@@ -49,7 +49,7 @@ type del struct {
 	key     datastore.Key
 	alloc   datastore.Allocation
 	since   time.Time
-	unknown bool // it released nothing, but an earlier DEL of the same sandbox did
+	unknown bool // it released nothing, but an earlier DEL of the same sandbox did, or its ADD was taken back
 }
 
 func (s Sandbox) key() datastore.Key {
@@ -205,12 +205,11 @@ func (c *controller) undelivered(ev evUndelivered, now time.Time) {
 }
 
 func (c *controller) takeBack(key datastore.Key, now time.Time) {
-	alloc, err := c.store.Undo(key, now)
+	alloc, err := c.undo(key, now)
 	if err != nil {
 		return
 	}
 	c.counters.Undone++
-	c.unsaved = true
 	c.planBy(foldWindow, now)
 	c.log(slog.LevelInfo, "address taken back: its pod's ADD went away", "address", alloc.Address, "container", key.ContainerID)
 }
@@ -232,7 +231,7 @@ func (c *controller) delRequested(ev evDel, now time.Time) {
 			c.emit(effDel{id: ev.id, err: err})
 			return
 		}
-		// An earlier DEL released the address, but a crash could still bring it back: the answer has to wait, too.
+		// The address was released or taken back before, but a crash could still bring it back: the answer has to wait, too.
 		c.next.dels = append(c.next.dels, &del{id: ev.id, key: key, unknown: true})
 		return
 	}

@@ -138,6 +138,26 @@ func TestDelOfReleasedSandboxWaitsForTheCommit(t *testing.T) {
 	})
 }
 
+// TestDelOfATakenBackAddressWaitsForTheCommit: the plugin was killed before it had its reply, and the runtime deletes the
+// sandbox once. Should ipamd die then, nobody would ask again.
+func TestDelOfATakenBackAddressWaitsForTheCommit(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRig(t, warmENI(1))
+		<-r.Ready()
+		lost := r.mustAdd(1)
+		time.Sleep(time.Minute)
+		r.disk.slow(time.Second)
+		r.Undelivered(pod(1).Sandbox, lost)
+		time.Sleep(10 * time.Millisecond)
+		_, err := r.Del(context.Background(), DelRequest{Sandbox: pod(1).Sandbox})
+		if n := len(r.disk.last().Allocations); !errors.Is(err, datastore.ErrUnknownPod) || n != 0 {
+			t.Errorf("%v, with %d durable allocations: a crash now would bring the address back", err, n)
+		}
+		r.disk.slow(0)
+		r.stop()
+	})
+}
+
 // TestUndeliveredReply: the server says after Add returned that the reply reached nobody.
 func TestUndeliveredReply(t *testing.T) {
 	bubble(t, func(t *testing.T) {
