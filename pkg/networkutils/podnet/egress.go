@@ -93,25 +93,12 @@ func setupEgress(forward, back context.Context, e Egress, dial dialer) (Wired, e
 	if err := e.validate(); err != nil {
 		return Wired{}, err
 	}
-	netns, err := os.Open(e.Netns)
-	if err != nil {
-		return Wired{}, fmt.Errorf("open the pod's network namespace: %w", err)
-	}
-	defer netns.Close()
-	if err := notOurs(netns); err != nil {
-		return Wired{}, err
-	}
-	host, err := dial.open()
-	if err != nil {
-		return Wired{}, err
-	}
-	defer host.close()
-	w := wiring{Wired: Wired{dial: dial}, host: host, netns: int(netns.Fd())}
-	if err := w.addEgress(forward, e); err != nil {
-		err = fmt.Errorf("interface %s of the pod (host end %s): %w", e.Name(), e.HostVeth(), err)
-		return Wired{}, errors.Join(err, w.undo(back, host))
-	}
-	return w.Wired, nil
+	return wire(back, e.Netns, dial, func(w *wiring) error {
+		if err := w.addEgress(forward, e); err != nil {
+			return fmt.Errorf("interface %s of the pod (host end %s): %w", e.Name(), e.HostVeth(), err)
+		}
+		return nil
+	})
 }
 
 func (w *wiring) addEgress(ctx context.Context, e Egress) error {

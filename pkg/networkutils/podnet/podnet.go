@@ -114,7 +114,19 @@ func setup(forward, back context.Context, pod Pod, dial dialer) (Wired, error) {
 	if err := errors.Join(pod.validate(), pod.validateBranch()); err != nil {
 		return Wired{}, err
 	}
-	netns, err := os.Open(pod.Netns)
+	return wire(back, pod.Netns, dial, func(w *wiring) error {
+		for i := range pod.Interfaces {
+			if err := w.add(forward, pod, i); err != nil {
+				return fmt.Errorf("interface %s of the pod (host end %s): %w", pod.Interfaces[i].Name, pod.Interfaces[i].HostVeth, err)
+			}
+		}
+		return nil
+	})
+}
+
+// wire opens the way to a pod's network namespace for add, and takes back what it made if it fails.
+func wire(back context.Context, path string, dial dialer, add func(*wiring) error) (Wired, error) {
+	netns, err := os.Open(path)
 	if err != nil {
 		return Wired{}, fmt.Errorf("open the pod's network namespace: %w", err)
 	}
@@ -129,11 +141,8 @@ func setup(forward, back context.Context, pod Pod, dial dialer) (Wired, error) {
 	defer host.close()
 
 	w := wiring{Wired: Wired{dial: dial}, host: host, netns: int(netns.Fd())}
-	for i := range pod.Interfaces {
-		if err := w.add(forward, pod, i); err != nil {
-			err = fmt.Errorf("interface %s of the pod (host end %s): %w", pod.Interfaces[i].Name, pod.Interfaces[i].HostVeth, err)
-			return Wired{}, errors.Join(err, w.undo(back, host))
-		}
+	if err := add(&w); err != nil {
+		return Wired{}, errors.Join(err, w.undo(back, host))
 	}
 	return w.Wired, nil
 }
